@@ -1,0 +1,69 @@
+#include "kernels/cpu/cpu.h"
+
+enum { BLOCK = 1 << 14 };
+
+HOT static double square_block(const float *x, int64_t count)
+{
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < count; i++)
+        sum += (double)x[i] * (double)x[i];
+    return sum;
+}
+
+void cpu_sum_squares(struct device *device, double *result, const float *x, int64_t count)
+{
+    int64_t blocks = (count + BLOCK - 1) / BLOCK;
+    double *partial = scratch_get(&device->shared, (size_t)blocks * sizeof(double));
+#pragma omp parallel for schedule(static) num_threads(device->threads)
+    for (int64_t b = 0; b < blocks; b++)
+        partial[b] = square_block(x + b * BLOCK, count - b * BLOCK < BLOCK ? count - b * BLOCK : BLOCK);
+    double sum = 0;
+    for (int64_t b = 0; b < blocks; b++)
+        sum += partial[b];
+    *result = sum;
+}
+
+/* What adamw() needs of a step, with the bias corrections folded in. */
+struct update {
+    float first, second, rate, correction, epsilon, gradient_scale;
+};
+
+HOT static void update_block(float *restrict p, float *restrict m, float *restrict v,
+                             const float *restrict gradient, struct update u, float decay, int64_t count)
+{
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) {
+        float g = gradient[i] * u.gradient_scale;
+        float moment = m[i] + (1.0f - u.first) * (g - m[i]);
+        float variance = u.second * v[i] + (1.0f - u.second) * g * g;
+        m[i] = moment;
+        v[i] = variance;
+        /* one rounding into p: at preference-training rates either term alone is near its last bit */
+        p[i] -= u.rate * moment / (sqrtf(variance) * u.correction + u.epsilon) + decay * p[i];
+    }
+}
+
+void cpu_adamw(struct device *device, const struct adamw_piece *pieces, int64_t piece_count,
+               const struct adamw *settings)
+{
+    double first_left = 1 - pow(settings->beta_first, (double)settings->step);
+    double second_left = 1 - pow(settings->beta_second, (double)settings->step);
+    struct update u = {
+        .first = (float)settings->beta_first,
+        .second = (float)settings->beta_second,
+        .rate = (float)(settings->rate / first_left),
+        .correction = (float)(1 / sqrt(second_left)),
+        .epsilon = (float)settings->epsilon,
+        .gradient_scale = (float)settings->gradient_scale,
+    };
+    for (int64_t i = 0; i < piece_count; i++) {
+        const struct adamw_piece *piece = &pieces[i];
+        float decay = piece->decay ? (float)(settings->rate * settings->weight_decay) : 0.0f;
+#pragma omp parallel for schedule(static) num_threads(device->threads)
+        for (int64_t first = 0; first < piece->count; first += BLOCK)
+            update_block(piece->parameter + first, piece->moment + first, piece->variance + first,
+                         piece->gradient + first, u, decay,
+                         piece->count - first < BLOCK ? piece->count - first : BLOCK);
+    }
+}

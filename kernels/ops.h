@@ -1,0 +1,184 @@
+/* The table of operations: everything a backend must be able to do, and all the arithmetic the program has.
+ *
+ * Each declaration states its line of algebra, the shapes, and for each argument whether it is read (in),
+ * overwritten (out), read and overwritten (inout) or added into (acc). All calls are queued on the device's
+ * one stream and return at once; only download() and sync() wait. Nothing here allocates but alloc(). Results
+ * do not depend on the number of threads, and no sum runs in an order that changes from run to run. A shape
+ * that does not fit is a bug: REQUIRE.
+ *
+ * Rows of a matrix stand for packed tokens. Linear layers store weights as Hugging Face does: [out, in]. */
+#ifndef WPO_KERNELS_OPS_H
+#define WPO_KERNELS_OPS_H
+
+#include "kernels/objective.h"
+#include "kernels/tensor.h"
+
+struct device; /* a backend's own state: stream, threads, workspace */
+
+/* One run of tokens that attend to each other causally, and before that to the whole of a prefix run.
+ * A prompt is a span without prefix; its completions are spans whose prefix is the prompt. Token i of the
+ * span stands at position `position + i`, the prefix begins at position 0. */
+struct span {
+    int64_t start, count;
+    int64_t prefix_start, prefix_count;
+    int64_t position;
+};
+
+/* Where the groups of a packed batch stand. All pointers are host memory for `cpu`, device memory for `cuda`.
+ */
+struct packing {
+    const struct span *spans;
+    const int64_t *group_spans; /* [groups + 1]: spans of group g are group_spans[g] .. group_spans[g+1]-1 */
+    int64_t span_count, group_count;
+    int64_t longest; /* tokens in the longest span plus its prefix */
+};
+
+struct attention_shape {
+    int64_t heads, key_heads, head_size;
+    int64_t window; /* a query at position p sees positions > p - window; 0: all before it */
+    float scale;    /* 1 / sqrt(head_size) */
+};
+
+/* Columns of the statistics of one scored token; z are its logits, y its target. The sums are over the
+ * vocabulary. */
+enum head_statistic {
+    HEAD_MAXIMUM,    /* m = max z */
+    HEAD_LOG_SUM,    /* log s1, s1 = sum exp(z - m);  log max p = -log s1 */
+    HEAD_LOGP,       /* z_y - m - log s1 */
+    HEAD_LOG_SQUARE, /* log sum p^2 = log s2 - 2 log s1, s2 = sum exp(2(z - m)): m cancels */
+    HEAD_ENTROPY,    /* log s1 - t1/s1, t1 = sum (z - m) exp(z - m) */
+    HEAD_MEAN,       /* mean z */
+    HEAD_HIT,        /* 1 if z_y = m */
+    HEAD_SPARE,
+    HEAD_STATISTICS /* = 8 floats, 32 bytes a token */
+};
+
+/* A contiguous run of parameters for the optimiser. */
+struct adamw_piece {
+    float *parameter, *moment, *variance; /* inout, [count] f32 */
+    const float *gradient;                /* in, [count] f32 */
+    int64_t count;
+    bool decay;
+};
+
+/* Decoupled weight decay (Loshchilov & Hutter 2019); gradient is multiplied by gradient_scale first
+ * (clipping). m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2 p = p - rate (weight_decay p if decay) - rate (m /
+ * (1-b1^step)) / (sqrt(v / (1-b2^step)) + epsilon) */
+struct adamw {
+    double rate, beta_first, beta_second, epsilon, weight_decay, gradient_scale;
+    int64_t step; /* 1 at the first update */
+};
+
+struct ops {
+    const char *name; /* "cpu", "cuda" */
+
+    /* -- the device and its memory
+     * ------------------------------------------------------------------------------ */
+
+    /* Opens device `index`; threads > 0 fixes the number of CPU threads, 0 keeps the environment's. NULL on
+     * failure, with the reason in *why (static storage). */
+    struct device *(*open)(int index, int threads, const char **why);
+    void (*close)(struct device *device);
+    void *(*alloc)(struct device *device,
+                   size_t bytes); /* 64-byte aligned, not cleared; NULL when there is no room */
+    void (*free)(struct device *device, void *memory);
+    void (*upload)(struct device *device, void *to_device, const void *from_host, size_t bytes);
+    void (*download)(struct device *device, void *to_host, const void *from_device, size_t bytes); /* waits */
+    void (*copy)(struct device *device, void *to, const void *from, size_t bytes);
+    void (*zero)(struct device *device, void *memory, size_t bytes);
+    void (*sync)(struct device *device);
+
+    /* -- linear algebra
+     * ----------------------------------------------------------------------------------------- */
+
+    /* c (out, or acc if accumulate) [m,n] = op(a) op(b), op = transpose where asked. a, b in. c overlaps
+     * neither. */
+    void (*matmul)(struct device *device, struct tensor c, struct tensor a, bool transpose_a, struct tensor b,
+                   bool transpose_b, bool accumulate);
+
+    /* y (inout) [N,C] = y + 1 bias^T;  bias (in) [C] */
+    void (*bias)(struct device *device, struct tensor y, const void *bias);
+    /* dbias (acc) [C] += column sums of dy (in) [N,C] */
+    void (*bias_grad)(struct device *device, void *dbias, struct tensor dy);
+
+    /* -- embedding and rows
+     * ------------------------------------------------------------------------------------- */
+
+    /* y (out) [n,C]: row i = row index[i] of x (in). index (in) [n]; index[i] < 0 gives a row of zeros. The
+     * embedding is this with x = its table. */
+    void (*gather_rows)(struct device *device, struct tensor y, struct tensor x, const int64_t *index);
+    /* dx (acc) [M,C]: row index[i] += row i of dy (in) [n,C], in order of i; index[i] < 0 is passed over. */
+    void (*scatter_rows)(struct device *device, struct tensor dx, struct tensor dy, const int64_t *index);
+
+    /* -- layers
+     * ------------------------------------------------------------------------------------------------- */
+
+    /* sum (out) = x (in) + r (in), y (out) = sum / sqrt(mean(sum^2) + epsilon) * weight; all [N,C], weight
+     * (in) [C]. r.data NULL: sum is not written and may be NULL, y is the norm of x. sum may be x. */
+    void (*rmsnorm)(struct device *device, struct tensor y, struct tensor sum, struct tensor x,
+                    struct tensor r, const void *weight, float epsilon);
+    /* With rstd = 1/sqrt(mean(x^2) + epsilon), per row:
+     *   dx (acc) += rstd (dy*w - x rstd^2 mean(x*dy*w));  dweight (acc) [C] += sum over rows of dy x rstd. */
+    void (*rmsnorm_grad)(struct device *device, struct tensor dx, void *dweight, struct tensor dy,
+                         struct tensor x, const void *weight, float epsilon);
+
+    /* x (inout) [N, heads*D]: each head's halves (a, b) become (a cos - b sin, b cos + a sin), the angle of
+     * pair j at position[n] being table row position[n]: D/2 cosines, then D/2 sines (in, f32 [positions,
+     * D]). inverse turns the other way, which is the gradient. */
+    void (*rope)(struct device *device, struct tensor x, int64_t heads, const int64_t *position,
+                 const float *table, bool inverse);
+
+    /* o (out) [N, H D] = softmax(scale q k^T + mask) v per head, over qkv (in) [N, (H + 2K) D] = q | k | v;
+     * query head h reads key head h / (H/K). lse (out) f32 [N, H] = log sum exp of the scaled scores. The
+     * mask is the packing's spans. */
+    void (*attention)(struct device *device, struct tensor o, float *lse, struct tensor qkv,
+                      struct packing packing, struct attention_shape shape);
+    /* dqkv (out) from dout (in) [N, H D] and the forward's o, lse, qkv (in):
+     *   p = exp(scale q k^T - lse);  dv = p^T do;  ds = p (do v^T - rowsum(do o));  dq = scale ds k;  dk =
+     * scale ds^T q workspace (inout): attention_workspace() bytes. */
+    void (*attention_grad)(struct device *device, struct tensor dqkv, struct tensor dout, struct tensor o,
+                           const float *lse, struct tensor qkv, struct packing packing,
+                           struct attention_shape shape, void *workspace);
+    size_t (*attention_workspace)(struct device *device, int64_t tokens, struct attention_shape shape);
+
+    /* y (out) [N,F] = silu(g) u, gate_up (in) [N,2F] = g | u, silu(g) = g / (1 + e^-g). */
+    void (*swiglu)(struct device *device, struct tensor y, struct tensor gate_up);
+    /* dgate_up (out; may be gate_up itself) [N,2F] = dy u silu'(g) | dy silu(g). */
+    void (*swiglu_grad)(struct device *device, struct tensor dgate_up, struct tensor dy,
+                        struct tensor gate_up);
+
+    /* -- head and objective
+     * ------------------------------------------------------------------------------------- */
+
+    /* statistics (out) f32 [T, HEAD_STATISTICS] of logits (in) [T,V] and target (in) [T]: each logit is read
+     * once. */
+    void (*head_statistics)(struct device *device, float *statistics, struct tensor logits,
+                            const int64_t *target);
+    /* logits (inout) [T,V]: z becomes dz = coefficient_t (onehot(target) - softmax(z)), coefficient (in) f32
+     * [T]. */
+    void (*head_gradient)(struct device *device, struct tensor logits, const float *statistics,
+                          const int64_t *target, const float *coefficient);
+    /* Sums of completion s over its tokens first[s] .. first[s+1]-1 of statistics, in order. sums (out) [S].
+     */
+    void (*head_sums)(struct device *device, struct completion_sums *sums, const float *statistics,
+                      const int64_t *first, int64_t completions);
+    /* objective_group() for groups of `size` consecutive completions: results (out) [G]; coefficient (out)
+     * f32 [T] = scale times the group's coefficient for every token of the completion. reference (in) [S],
+     * unused by some objectives and then NULL. */
+    void (*objective)(struct device *device, struct group_result *results, float *coefficient,
+                      const struct completion_sums *sums, const double *reference, const int64_t *first,
+                      int64_t groups, int64_t size, const struct objective *objective, double scale);
+
+    /* -- optimiser
+     * ---------------------------------------------------------------------------------------------- */
+
+    /* result (out) = sum of squares of x (in) f32 [count]; NaN and infinity show in it. */
+    void (*sum_squares)(struct device *device, double *result, const float *x, int64_t count);
+    void (*adamw)(struct device *device, const struct adamw_piece *pieces, int64_t piece_count,
+                  const struct adamw *settings);
+};
+
+/* The backends that this build holds. */
+const struct ops *cpu_ops(void);
+
+#endif
