@@ -86,6 +86,8 @@ struct ops {
     void (*download)(struct device *device, void *to_host, const void *from_device, size_t bytes); /* waits */
     void (*copy)(struct device *device, void *to, const void *from, size_t bytes);
     void (*zero)(struct device *device, void *memory, size_t bytes);
+    /* Every f32 in it becomes NaN: what is read before it is written shows. */
+    void (*poison)(struct device *device, void *memory, size_t bytes);
     void (*sync)(struct device *device);
 
     /* -- linear algebra

@@ -43,6 +43,11 @@ struct option {
  * or outside its range, an option that is given twice or not at all. After an error nothing needs to be
  * freed. */
 enum status options_parse(const struct option *options, int64_t count, void *fields, int argc, char **argv);
+/* The same, and says which options were given: given (out) [count]. */
+enum status options_parse_given(const struct option *options, int64_t count, void *fields, bool *given,
+                                int argc, char **argv);
+/* Every described field to its default, or to zero. */
+void options_default(const struct option *options, int64_t count, void *fields);
 void options_free(const struct option *options, int64_t count, void *fields);
 
 /* Sets one field from text. `where` opens the sentence of a failure: "--beta", "run.yaml:12: beta". */
@@ -50,6 +55,27 @@ enum status option_set(const struct option *option, void *fields, const char *te
 /* The value of a field as text that option_set reads back to the same value; to be freed. NULL for a NULL
  * text. */
 char *option_text(const struct option *option, const void *fields);
+
+/* The words of a command line, one after the other. */
+struct words {
+    int argc;
+    char **argv;
+    int at;
+    bool bare; /* "--" has passed: no word is a name any more */
+};
+struct word {
+    const char *text;  /* as it stands */
+    bool named;        /* begins with a dash and is not a number */
+    char name[96];     /* without dashes in front, with underscores for those inside */
+    const char *value; /* what follows '=', or NULL */
+};
+/* False at the end. */
+bool words_next(struct words *words, struct word *word);
+/* Finds the value of a named word: after its '=', or the next word, which a flag takes only if it is true or
+ * false. */
+enum status words_value(struct words *words, struct word *word, bool flag);
+/* The option that the word names; for `no_flag` that flag, with the value "false". NULL if there is none. */
+const struct option *options_match(const struct option *options, int64_t count, struct word *word);
 
 /* NULL when there is none of that name. Dashes equal underscores; `length` bytes of name count. */
 const struct option *options_find(const struct option *options, int64_t count, const char *name,

@@ -1,7 +1,7 @@
 #include "runtime/hdf.h"
 
 #include "runtime/files.h"
-#include "runtime/hash.h"
+#include "runtime/seal.h"
 
 #include <hdf5.h>
 #include <stdio.h>
@@ -490,12 +490,10 @@ enum status hdf_finish(struct hdf *file, char **image, size_t *bytes)
 
 enum status hdf_finish_sealed(struct hdf *file, const char *format, const char *path)
 {
-    char *image, hex[HASH_HEX];
-    size_t bytes, block = file->user_block;
+    char *image;
+    size_t bytes;
     TRY(hdf_finish(file, &image, &bytes));
-    hash_bytes(hex, image + block, bytes - block);
-    memset(image, 0, block);
-    snprintf(image, block, "%s 1 sha256=%s bytes=%zu\n", format, hex, bytes);
+    seal_write(image, bytes, format);
     enum status status = files_replace(path, image, bytes);
     free(image);
     return status;

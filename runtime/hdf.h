@@ -61,8 +61,8 @@ enum status hdf_add_view(struct hdf *file, const char *name, int64_t rows, int64
 
 /* Closes the file and hands over its bytes, to be freed. After a failure the file is gone as well. */
 enum status hdf_finish(struct hdf *file, char **image, size_t *bytes);
-/* hdf_finish, the line "<format> 1 sha256=<hex> bytes=<size>\n" into the user block (the SHA-256 is that of
- * all bytes behind it), and files_replace. */
+/* hdf_finish, seal (runtime/seal.h; the file was created with a user block of SEAL_BYTES) and files_replace.
+ */
 enum status hdf_finish_sealed(struct hdf *file, const char *format, const char *path);
 
 #endif

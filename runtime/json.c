@@ -1,30 +1,27 @@
 #include "runtime/json.h"
 
 #include "kernels/require.h"
+#include "runtime/files.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 struct json {
     json_t *root;
     char *name;
 };
 
-/* -- reading
- * -------------------------------------------------------------------------------------------------------- */
+/* -- reading --------------------------------------------------------------------------------------------- */
 
-/* The library recurses for every level, so the depth is known before it sees the text. */
-static bool too_deep(const char *text, size_t bytes)
+/* The library recurses for every level and takes some hundred bytes for every value, so both are bounded
+ * before it sees the text. */
+static enum status check_bounds(const char *name, const char *text, size_t bytes)
 {
-    int depth = 0;
+    int depth = 0, values = 0;
     bool inside = false; /* a string */
     for (size_t i = 0; i < bytes; i++) {
         char c = text[i];
@@ -36,18 +33,21 @@ static bool too_deep(const char *text, size_t bytes)
         } else if (c == '"') {
             inside = true;
         } else if (c == '{' || c == '[') {
-            if (++depth > JSON_DEPTH) return true;
+            values++;
+            if (++depth > JSON_DEPTH) return fail("%s: JSON nested deeper than %d levels", name, JSON_DEPTH);
         } else if (c == '}' || c == ']') {
             depth--;
+        } else if (c == ',' && ++values > JSON_VALUES) {
+            return fail("%s: JSON with more than %d values", name, JSON_VALUES);
         }
     }
-    return false;
+    return STATUS_OK;
 }
 
 enum status json_parse(struct json **json, const char *name, const char *text, size_t bytes)
 {
     *json = NULL;
-    if (too_deep(text, bytes)) return fail("%s: JSON nested deeper than %d levels", name, JSON_DEPTH);
+    TRY(check_bounds(name, text, bytes));
     json_error_t error;
     json_t *root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
     if (!root)
@@ -58,36 +58,13 @@ enum status json_parse(struct json **json, const char *name, const char *text, s
     return STATUS_OK;
 }
 
-static enum status read_whole(int descriptor, const char *path, size_t limit, char **text, size_t *bytes)
-{
-    struct stat information;
-    if (fstat(descriptor, &information) != 0) return fail("%s: %s", path, strerror(errno));
-    if (!S_ISREG(information.st_mode)) return fail("%s: not a regular file", path);
-    if ((uint64_t)information.st_size > limit)
-        return fail("%s: %lld bytes, but at most %zu are accepted here", path, (long long)information.st_size,
-                    limit);
-    size_t size = (size_t)information.st_size;
-    *text = allocate((long long)size + 1, 1);
-    for (*bytes = 0; *bytes < size;) {
-        ssize_t got = read(descriptor, *text + *bytes, size - *bytes);
-        if (got < 0 && errno == EINTR) continue;
-        if (got < 0) return fail("%s: reading failed: %s", path, strerror(errno));
-        if (got == 0) break; /* it shrank meanwhile: what is left must parse */
-        *bytes += (size_t)got;
-    }
-    return STATUS_OK;
-}
-
 enum status json_read(struct json **json, const char *path, size_t limit)
 {
     *json = NULL;
-    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (descriptor < 0) return fail("%s: cannot be opened: %s", path, strerror(errno));
-    char *text = NULL;
-    size_t bytes = 0;
-    enum status status = read_whole(descriptor, path, limit, &text, &bytes);
-    close(descriptor);
-    if (status == STATUS_OK) status = json_parse(json, path, text, bytes);
+    char *text;
+    size_t bytes;
+    TRY(files_read(&text, &bytes, path, limit));
+    enum status status = json_parse(json, path, text, bytes);
     free(text);
     return status;
 }
@@ -261,8 +238,7 @@ struct json_member json_next(struct json_member member)
     return member_at(member.object, json_object_iter_next(member.object.node, member.cursor));
 }
 
-/* -- writing
- * -------------------------------------------------------------------------------------------------------- */
+/* -- writing --------------------------------------------------------------------------------------------- */
 
 struct json *json_new(void)
 {

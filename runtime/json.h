@@ -1,8 +1,9 @@
 /* JSON in and out. The only file that knows the JSON library is json.c.
  *
  * Reading is strict: an object or a list at the top, no duplicate keys, no NaN or infinity, no NUL inside
- * strings, integers exact in 64 bits, at most JSON_DEPTH levels, a size cap, nothing after the end. Access
- * goes in two steps, and every complaint names file and key, so that a caller only passes it on:
+ * strings, integers exact in 64 bits, at most JSON_DEPTH levels and JSON_VALUES values, a size cap, nothing
+ * after the end. Access goes in two steps, and every complaint names file and key, so that a caller only
+ * passes it on:
  *
  *     struct json *json;
  *     TRY(json_read(&json, path, JSON_SMALL));
@@ -20,13 +21,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { JSON_DEPTH = 16 };
+enum { JSON_DEPTH = 16, JSON_VALUES = 1 << 22 };
 
 /* Size caps, bytes. */
 enum {
     JSON_SMALL = 1 << 20,   /* config.json and the like */
     JSON_MEDIUM = 64 << 20, /* model.safetensors.index.json */
-    JSON_LARGE = 100 << 20  /* the header of a safetensors file */
+    JSON_LARGE = 100000000  /* the header of a safetensors file */
 };
 
 struct json; /* a document */
@@ -39,10 +40,9 @@ struct json_value {
     char path[96]; /* for messages: "rope_scaling.factor", "files[3].name" */
 };
 
-/* -- reading
- * -------------------------------------------------------------------------------------------------------- */
+/* -- reading --------------------------------------------------------------------------------------------- */
 
-/* Reads a whole file of at most `limit` bytes; "regular file" is checked. Release with json_free(). *json is
+/* Reads a whole regular file of at most `limit` bytes. Release with json_free(). *json is
  * NULL after a failure. */
 enum status json_read(struct json **json, const char *path, size_t limit);
 /* Parses text; `name` stands for the file in messages. */
@@ -93,8 +93,7 @@ struct json_member json_next(struct json_member member);
 /* A complaint about a value that has the right type: "<file>: <key> <what is wrong>". */
 enum status json_fail(struct json_value value, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* -- writing
- * -------------------------------------------------------------------------------------------------------- */
+/* -- writing --------------------------------------------------------------------------------------------- */
 
 /* A new document that holds an empty object, to be filled through json_root(). A document that was read may
  * be changed in the same way. */

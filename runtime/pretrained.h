@@ -17,7 +17,8 @@ enum status pretrained_load(float *flat, const struct params *params, const stru
 struct pretrained_output {
     const float *flat;           /* [params->total] */
     const struct params *params;
-    const char *source;          /* folder whose config.json and tokenizer files are copied */
+    const char *source;          /* folder whose config.json and tokenizer files are copied; NULL: none */
+    const char *config_text;     /* a config.json to write instead of the source's; NULL: the source's */
     enum dtype type;             /* of the stored tensors; written to config.json too */
     int64_t shard_bytes;         /* a file grows no larger than this, unless one tensor does: then sharded, with index */
 };

@@ -82,14 +82,24 @@ static void cpu_copy(struct device *device, void *to, const void *from, size_t b
     memmove(to, from, bytes);
 }
 
-void cpu_zero(struct device *device, void *memory, size_t bytes)
+static void fill(struct device *device, void *memory, int value, size_t bytes)
 {
     const int64_t block = 1 << 20, blocks = ((int64_t)bytes + block - 1) / block;
 #pragma omp parallel for schedule(static) num_threads(device->threads)
     for (int64_t i = 0; i < blocks; i++) {
         size_t first = (size_t)(i * block);
-        memset((char *)memory + first, 0, bytes - first < (size_t)block ? bytes - first : (size_t)block);
+        memset((char *)memory + first, value, bytes - first < (size_t)block ? bytes - first : (size_t)block);
     }
+}
+
+void cpu_zero(struct device *device, void *memory, size_t bytes)
+{
+    fill(device, memory, 0, bytes);
+}
+
+static void cpu_poison(struct device *device, void *memory, size_t bytes)
+{
+    fill(device, memory, 0xff, bytes);
 }
 
 static void cpu_sync(struct device *device)
@@ -109,6 +119,7 @@ const struct ops *cpu_ops(void)
         .download = cpu_download,
         .copy = cpu_copy,
         .zero = cpu_zero,
+        .poison = cpu_poison,
         .sync = cpu_sync,
         .matmul = cpu_matmul,
         .bias = cpu_bias,

@@ -29,12 +29,14 @@ CONFIGS = {
 
 
 def random_weights(model, seed):
-    """Normal matrices of the config's spread; norms around one and biases around zero, so that none is trivial."""
+    """Normal matrices of the config's spread; norms around one and biases around zero, so that none is trivial. The
+    last norm is smaller: flatter distributions, so that no pair's weight drowns those of the others."""
     random = np.random.default_rng(seed)
     weights = {}
     for name in model.names():
         values = random.normal(0, model.config["initializer_range"], model.shape(name))
         values = values + 1 if name.endswith("norm.weight") else values
+        values = values * 0.3 if name == "model.norm.weight" else values
         weights[name] = values.astype(np.float32).astype(np.float64)
     return weights
 

@@ -1,10 +1,10 @@
 /* Attention by the definition: for every query and every key, ask the mask.
  *
- * Bounds for f32, with u = LAB_UNIT, n visible keys, A = max_j scale sum_d |q_d k_jd| and R = max_j |s_j| + |lse|:
- * a score is within (D+4) u A, rounding it and its difference to lse costs 2 u R, and that much is the relative error
- * of p in numerator and denominator; sums of n terms add n u. So p is within a factor 1 + e of the truth,
- *   e = 2 ((D+4) u A + 2 u R) + (n+16) u,
- * and everything after that is sums of products, whose error is carried term by term. */
+ * Bounds for f32, with u = LAB_UNIT, n visible keys, A = max_j scale sum_d |q_d k_jd| and R = max_j |s_j| +
+ * |lse|: a score is within (D+4) u A, rounding it and its difference to lse costs 2 u R, and that much is the
+ * relative error of p in numerator and denominator; sums of n terms add n u. So p is within a factor 1 + e of
+ * the truth, e = 2 ((D+4) u A + 2 u R) + (n+16) u, and everything after that is sums of products, whose error
+ * is carried term by term. */
 #include "tests/unit/oracle_lab.h"
 #include "tests/unit/oracle_ops.h"
 
@@ -28,7 +28,8 @@ static int64_t group_of(const struct packing *packing, int64_t span)
     return g;
 }
 
-bool oracle_sees(const struct packing *packing, int64_t window, int64_t query, int64_t key, enum oracle_flaw flaw)
+bool oracle_sees(const struct packing *packing, int64_t window, int64_t query, int64_t key,
+                 enum oracle_flaw flaw)
 {
     int64_t query_span = 0, key_span = 0;
     const struct span *own = span_of(packing, query, &query_span), *other = span_of(packing, key, &key_span);
@@ -40,9 +41,11 @@ bool oracle_sees(const struct packing *packing, int64_t window, int64_t query, i
         prefix = key < query && group_of(packing, query_span) == group_of(packing, key_span) && !same;
     if (!same && !prefix) return false;
     if (window == 0 || flaw == FLAW_NO_WINDOW) return true;
-    int64_t query_position = own->position + query - own->start + (flaw == FLAW_POSITION && own->prefix_count);
-    int64_t key_position = same ? own->position + key - own->start + (flaw == FLAW_POSITION && own->prefix_count)
-                                : key - own->prefix_start;
+    int64_t query_position =
+        own->position + query - own->start + (flaw == FLAW_POSITION && own->prefix_count);
+    int64_t key_position =
+        same ? own->position + key - own->start + (flaw == FLAW_POSITION && own->prefix_count)
+             : key - own->prefix_start;
     return key_position > query_position - window - (flaw == FLAW_WIDE_WINDOW);
 }
 
@@ -66,9 +69,11 @@ static double dot(const double *a, const double *b, int64_t count, double *size)
     return sum;
 }
 
-static const double *key_row(const double *qkv, const struct attention_shape *shape, int64_t row, int64_t head)
+static const double *key_row(const double *qkv, const struct attention_shape *shape, int64_t row,
+                             int64_t head)
 {
-    return qkv + row * (shape->heads + 2 * shape->key_heads) * shape->head_size + (shape->heads + head) * shape->head_size;
+    return qkv + row * (shape->heads + 2 * shape->key_heads) * shape->head_size +
+           (shape->heads + head) * shape->head_size;
 }
 
 static int64_t key_head_of(const struct attention_shape *shape, int64_t head, enum oracle_flaw flaw)
@@ -84,7 +89,8 @@ static void look(struct scene *scene, const double *qkv, const struct attention_
     double maximum = -(double)INFINITY, sum = 0, largest = 0, reach = 0, scale = (double)shape->scale;
     for (int64_t j = 0; j < scene->count; j++) {
         double absolute;
-        scene->p[j] = scale * dot(q, key_row(qkv, shape, scene->key[j], key_head_of(shape, head, flaw)), size, &absolute);
+        scene->p[j] = scale * dot(q, key_row(qkv, shape, scene->key[j], key_head_of(shape, head, flaw)), size,
+                                  &absolute);
         maximum = fmax(maximum, scene->p[j]);
         largest = fmax(largest, scale * absolute);
         reach = fmax(reach, fabs(scene->p[j]));
@@ -101,7 +107,8 @@ static void look(struct scene *scene, const double *qkv, const struct attention_
 
 static struct scene scene_open(int64_t tokens)
 {
-    struct scene scene = {.key = calloc((size_t)tokens, sizeof(int64_t)), .p = calloc((size_t)tokens, sizeof(double))};
+    struct scene scene = {.key = calloc((size_t)tokens, sizeof(int64_t)),
+                          .p = calloc((size_t)tokens, sizeof(double))};
     REQUIRE(scene.key && scene.p, "the test has no memory");
     return scene;
 }
@@ -134,8 +141,9 @@ static void combine(double *o, double *size, const struct scene *scene, const do
     }
 }
 
-void oracle_attention(double *o, double *lse, double *o_bound, double *lse_bound, const double *qkv, int64_t tokens,
-                      const struct packing *packing, const struct attention_shape *shape, enum oracle_flaw flaw)
+void oracle_attention(double *o, double *lse, double *o_bound, double *lse_bound, const double *qkv,
+                      int64_t tokens, const struct packing *packing, const struct attention_shape *shape,
+                      enum oracle_flaw flaw)
 {
     struct scene scene = scene_open(tokens);
     int64_t heads = shape->heads, size = shape->head_size;
@@ -155,8 +163,8 @@ void oracle_attention(double *o, double *lse, double *o_bound, double *lse_bound
     scene_close(&scene);
 }
 
-/* The gradients of one query and head, added in; counts [N] says how many terms each key's sums have, size (as dqkv)
- * their absolute values, bound the errors that the terms bring with them. */
+/* The gradients of one query and head, added in; counts [N] says how many terms each key's sums have, size
+ * (as dqkv) their absolute values, bound the errors that the terms bring with them. */
 static void add_gradients(double *dqkv, double *bound, double *sizes, double *counts, const double *go,
                           const double *qkv, const struct attention_shape *shape, const struct scene *scene,
                           int64_t query, int64_t head, int64_t key_head)
@@ -170,10 +178,12 @@ static void add_gradients(double *dqkv, double *bound, double *sizes, double *co
         delta_error += fabs(go[d]) * (scene->error + (n + 4) * u) * absolute[d];
     delta_error += (double)(size + 2) * u * delta_size;
     for (int64_t j = 0; j < scene->count; j++) {
-        int64_t k_at = scene->key[j] * width + (shape->heads + key_head) * size, v_at = k_at + shape->key_heads * size;
+        int64_t k_at = scene->key[j] * width + (shape->heads + key_head) * size,
+                v_at = k_at + shape->key_heads * size;
         double product_size, product = dot(go, qkv + v_at, size, &product_size), p = scene->p[j];
         double ds = p * (product - delta), ds_size = p * (fabs(product) + fabs(delta));
-        double ds_error = ds_size * (scene->error + 4 * u) + p * ((double)(size + 2) * u * product_size + delta_error);
+        double ds_error =
+            ds_size * (scene->error + 4 * u) + p * ((double)(size + 2) * u * product_size + delta_error);
         for (int64_t d = 0; d < size; d++) {
             double q = qkv[query_at + d], k = qkv[k_at + d];
             dqkv[query_at + d] += scale * ds * k;
@@ -190,7 +200,8 @@ static void add_gradients(double *dqkv, double *bound, double *sizes, double *co
 }
 
 void oracle_attention_grad(double *dqkv, double *bound, const double *dout, const double *qkv, int64_t tokens,
-                           const struct packing *packing, const struct attention_shape *shape, enum oracle_flaw flaw)
+                           const struct packing *packing, const struct attention_shape *shape,
+                           enum oracle_flaw flaw)
 {
     struct scene scene = scene_open(tokens);
     int64_t heads = shape->heads, key_heads = shape->key_heads, size = shape->head_size;
@@ -204,13 +215,14 @@ void oracle_attention_grad(double *dqkv, double *bound, const double *dout, cons
         find_keys(&scene, packing, shape->window, tokens, query, flaw);
         for (int64_t head = 0; head < heads; head++) {
             look(&scene, qkv, shape, query, head, flaw);
-            add_gradients(dqkv, bound, sizes, counts, dout + (query * heads + head) * size, qkv, shape, &scene, query,
-                          head, key_head_of(shape, head, flaw));
+            add_gradients(dqkv, bound, sizes, counts, dout + (query * heads + head) * size, qkv, shape,
+                          &scene, query, head, key_head_of(shape, head, flaw));
         }
     }
     for (int64_t i = 0; i < tokens * width; i++) {
         int64_t head = i % width / size - heads;
-        if (head >= 0) bound[i] += (counts[i / width * key_heads + head % key_heads] + 4) * LAB_UNIT * sizes[i];
+        if (head >= 0)
+            bound[i] += (counts[i / width * key_heads + head % key_heads] + 4) * LAB_UNIT * sizes[i];
     }
     free(sizes);
     free(counts);

@@ -140,8 +140,8 @@ bool lab_get(struct lab_matrix *matrix, double *values, const char *label)
         if (at >= 0 && row < view.rows && col < view.cols)
             values[row * view.cols + col] = now[i];
         else if (memcmp(&now[i], &matrix->before[i], sizeof now[i]) != 0 && !broken++)
-            fprintf(stderr, "%s [%lld,%lld]: memory outside the view changed, %lld elements from its start\n", label,
-                    (long long)view.rows, (long long)view.cols, (long long)at);
+            fprintf(stderr, "%s [%lld,%lld]: memory outside the view changed, %lld elements from its start\n",
+                    label, (long long)view.rows, (long long)view.cols, (long long)at);
     }
     lab_note(matrix->lab, label, now, (size_t)matrix->total * sizeof(float));
     free(now);

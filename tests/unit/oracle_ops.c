@@ -14,14 +14,15 @@ double oracle_derivative(double (*loss)(void *context), void *context, double *x
     return (8 * (value[2] - value[1]) - (value[3] - value[0])) / (12 * h);
 }
 
-void oracle_matmul(double *c, double *size, const double *a, bool transpose_a, const double *b, bool transpose_b,
-                   int64_t m, int64_t n, int64_t k)
+void oracle_matmul(double *c, double *size, const double *a, bool transpose_a, const double *b,
+                   bool transpose_b, int64_t m, int64_t n, int64_t k)
 {
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) {
             double sum = 0, absolute = 0;
             for (int64_t t = 0; t < k; t++) {
-                double term = (transpose_a ? a[t * m + i] : a[i * k + t]) * (transpose_b ? b[j * k + t] : b[t * n + j]);
+                double term =
+                    (transpose_a ? a[t * m + i] : a[i * k + t]) * (transpose_b ? b[j * k + t] : b[t * n + j]);
                 sum += term;
                 absolute += fabs(term);
             }
@@ -30,8 +31,8 @@ void oracle_matmul(double *c, double *size, const double *a, bool transpose_a, c
         }
 }
 
-void oracle_rmsnorm(double *y, double *sum, const double *x, const double *r, const double *weight, int64_t rows,
-                    int64_t cols, double epsilon)
+void oracle_rmsnorm(double *y, double *sum, const double *x, const double *r, const double *weight,
+                    int64_t rows, int64_t cols, double epsilon)
 {
     for (int64_t n = 0; n < rows; n++) {
         double square = 0;
@@ -71,10 +72,10 @@ void oracle_swiglu(double *y, const double *gate_up, int64_t rows, int64_t hidde
         }
 }
 
-/* Bounds, with u = LAB_UNIT and d_v = z_v - m. Rounding d_v moves exp(d_v) by u |d_v|; the exponential itself is good
- * to a few u; a sum of V terms is good to V u whatever its order, and running maxima multiply it once more per
- * new maximum, of which there are at most V: s1 is within e1 = (2V + 32) u + u sum p |d|. The rest follows from
- * the lines of algebra in kernels/ops.h by adding one rounding of each intermediate. */
+/* Bounds, with u = LAB_UNIT and d_v = z_v - m. Rounding d_v moves exp(d_v) by u |d_v|; the exponential itself
+ * is good to a few u; a sum of V terms is good to V u whatever its order, and running maxima multiply it once
+ * more per new maximum, of which there are at most V: s1 is within e1 = (2V + 32) u + u sum p |d|. The rest
+ * follows from the lines of algebra in kernels/ops.h by adding one rounding of each intermediate. */
 void oracle_head_statistics(double *statistics, double *bound, const double *logits, const int64_t *target,
                             int64_t tokens, int64_t vocabulary)
 {
@@ -108,7 +109,8 @@ void oracle_head_statistics(double *statistics, double *bound, const double *log
         b[HEAD_MAXIMUM] = 0;
         b[HEAD_LOG_SUM] = e1 + 2 * u * log(s1);
         b[HEAD_LOGP] = b[HEAD_LOG_SUM] + 2 * u * (m - zy + log(s1));
-        b[HEAD_LOG_SQUARE] = 2 * b[HEAD_LOG_SUM] + (2 * terms + 32) * u + 2 * u * s2_terms / s2 + 6 * u * log(s1);
+        b[HEAD_LOG_SQUARE] =
+            2 * b[HEAD_LOG_SUM] + (2 * terms + 32) * u + 2 * u * s2_terms / s2 + 6 * u * log(s1);
         b[HEAD_ENTROPY] = b[HEAD_LOG_SUM] + (2 * e1 + 8 * u) * -t1 / s1 + u * squares / s1 + 2 * u * entropy;
         b[HEAD_MEAN] = (terms + 4) * u * size;
         b[HEAD_HIT] = b[HEAD_SPARE] = 0;
@@ -119,7 +121,8 @@ void oracle_adamw(double *parameter, double *moment, double *variance, double *s
                   int64_t count, bool decay, const struct adamw *settings)
 {
     double first = settings->beta_first, second = settings->beta_second;
-    double first_bias = 1 - pow(first, (double)settings->step), second_bias = 1 - pow(second, (double)settings->step);
+    double first_bias = 1 - pow(first, (double)settings->step),
+           second_bias = 1 - pow(second, (double)settings->step);
     for (int64_t i = 0; i < count; i++) {
         double g = gradient[i] * settings->gradient_scale, p = parameter[i];
         moment[i] = first * moment[i] + (1 - first) * g;

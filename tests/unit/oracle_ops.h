@@ -1,21 +1,22 @@
-/* Every op of kernels/ops.h once more, in double, by the shortest loops that can be written. The gradients are not
- * here but for attention: tests take them from oracle_derivative() of these. All arrays are dense, row-major. */
+/* Every op of kernels/ops.h once more, in double, by the shortest loops that can be written. The gradients
+ * are not here but for attention: tests take them from oracle_derivative() of these. All arrays are dense,
+ * row-major. */
 #ifndef WPO_TESTS_UNIT_ORACLE_OPS_H
 #define WPO_TESTS_UNIT_ORACLE_OPS_H
 
 #include "kernels/ops.h"
 
-/* d loss / d *x by the five-point rule, error h^4 f''''' / 30 + 2e-16 |f| / h with h = 1e-3 max(1, |*x|): about 1e-12
- * for the functions here. *x is put back. */
+/* d loss / d *x by the five-point rule, error h^4 f''''' / 30 + 2e-16 |f| / h with h = 1e-3 max(1, |*x|):
+ * about 1e-12 for the functions here. *x is put back. */
 double oracle_derivative(double (*loss)(void *context), void *context, double *x);
 
 /* c (out) [m,n] = op(a) op(b), size (out) [m,n] = the same of absolute values. */
-void oracle_matmul(double *c, double *size, const double *a, bool transpose_a, const double *b, bool transpose_b,
-                   int64_t m, int64_t n, int64_t k);
+void oracle_matmul(double *c, double *size, const double *a, bool transpose_a, const double *b,
+                   bool transpose_b, int64_t m, int64_t n, int64_t k);
 
 /* sum (out) may be NULL, r may be NULL. */
-void oracle_rmsnorm(double *y, double *sum, const double *x, const double *r, const double *weight, int64_t rows,
-                    int64_t cols, double epsilon);
+void oracle_rmsnorm(double *y, double *sum, const double *x, const double *r, const double *weight,
+                    int64_t rows, int64_t cols, double epsilon);
 void oracle_rope(double *x, int64_t rows, int64_t heads, int64_t head_size, const int64_t *position,
                  const double *table, bool inverse);
 void oracle_swiglu(double *y, const double *gate_up, int64_t rows, int64_t hidden);
@@ -32,14 +33,17 @@ enum oracle_flaw {
 };
 
 /* True if the token in row `query` sees the one in row `key`: the mask, spelt out. */
-bool oracle_sees(const struct packing *packing, int64_t window, int64_t query, int64_t key, enum oracle_flaw flaw);
+bool oracle_sees(const struct packing *packing, int64_t window, int64_t query, int64_t key,
+                 enum oracle_flaw flaw);
 
-/* o [N, H D], lse [N, H] from qkv [N, (H + 2K) D]; bounds (out, same shapes, may be NULL): what an f32 computation in
- * any order of summation may differ by, see oracle_attention.c. */
-void oracle_attention(double *o, double *lse, double *o_bound, double *lse_bound, const double *qkv, int64_t tokens,
-                      const struct packing *packing, const struct attention_shape *shape, enum oracle_flaw flaw);
+/* o [N, H D], lse [N, H] from qkv [N, (H + 2K) D]; bounds (out, same shapes, may be NULL): what an f32
+ * computation in any order of summation may differ by, see oracle_attention.c. */
+void oracle_attention(double *o, double *lse, double *o_bound, double *lse_bound, const double *qkv,
+                      int64_t tokens, const struct packing *packing, const struct attention_shape *shape,
+                      enum oracle_flaw flaw);
 void oracle_attention_grad(double *dqkv, double *bound, const double *dout, const double *qkv, int64_t tokens,
-                           const struct packing *packing, const struct attention_shape *shape, enum oracle_flaw flaw);
+                           const struct packing *packing, const struct attention_shape *shape,
+                           enum oracle_flaw flaw);
 
 /* statistics (out) [T, HEAD_STATISTICS], bound (out, may be NULL) the same shape. HEAD_SPARE is 0 in both. */
 void oracle_head_statistics(double *statistics, double *bound, const double *logits, const int64_t *target,

@@ -1,0 +1,103 @@
+#include "launcher/options.h"
+
+#include <stdlib.h>
+#include <string.h>
+/* Restricted edit distance: insert, delete, replace, swap neighbours. Words longer than this are not
+ * compared. */
+enum { LONGEST = 64 };
+
+static int least(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+static char plain(char c)
+{
+    if (c >= 'A' && c <= 'Z') return (char)(c - 'A' + 'a');
+    return c == '-' ? '_' : c;
+}
+
+static int distance(const char *a, const char *b)
+{
+    int rows[3][LONGEST + 1];
+    int n = (int)strlen(a), m = (int)strlen(b);
+    int *before = rows[0], *last = rows[1], *now = rows[2];
+    for (int j = 0; j <= m; j++)
+        last[j] = j;
+    for (int i = 1; i <= n; i++) {
+        now[0] = i;
+        for (int j = 1; j <= m; j++) {
+            int differs = plain(a[i - 1]) != plain(b[j - 1]);
+            now[j] = least(least(last[j], now[j - 1]) + 1, last[j - 1] + differs);
+            bool swapped =
+                i > 1 && j > 1 && plain(a[i - 1]) == plain(b[j - 2]) && plain(a[i - 2]) == plain(b[j - 1]);
+            if (swapped) now[j] = least(now[j], before[j - 2] + 1);
+        }
+        int *spare = before;
+        before = last;
+        last = now;
+        now = spare;
+    }
+    return last[m];
+}
+
+const char *nearest_word(const char *word, const char *const *candidates, int64_t count)
+{
+    size_t length = strlen(word);
+    if (!length || length > LONGEST) return NULL;
+    const char *best = NULL;
+    int limit = length < 3 ? 1 : (int)(length + 2) / 3, least_distance = limit + 1;
+    for (int64_t i = 0; i < count; i++) {
+        if (strlen(candidates[i]) > LONGEST) continue;
+        bool opens = length >= 3 && !strncmp(word, candidates[i], length);
+        int d = opens ? 1 : distance(word, candidates[i]);
+        if (d < least_distance) {
+            least_distance = d;
+            best = candidates[i];
+        }
+    }
+    return best;
+}
+
+static const char *argument_of(const struct option *option)
+{
+    if (option->argument) return option->argument;
+    switch (option->kind) {
+    case OPTION_TEXT:
+        return option->choices ? option->choices : "TEXT";
+    case OPTION_INTEGER:
+        return "N";
+    case OPTION_NUMBER:
+        return "X";
+    case OPTION_FLAG:
+        return "";
+    case OPTION_CHOICE:
+        return option->choices;
+    }
+    return "";
+}
+
+void options_print(FILE *stream, const struct option *options, int64_t count)
+{
+    enum { COLUMN = 34 };
+    for (int64_t i = 0; i < count; i++) {
+        const struct option *option = &options[i];
+        if (!option->meaning) continue;
+        const char *argument = argument_of(option);
+        char *left = option->positional
+                         ? text_format("  %s", option->argument ? option->argument : option->name)
+                         : text_format("  --%s%s%s", option->name, *argument ? " " : "", argument);
+        if (strlen(left) >= COLUMN) {
+            fprintf(stream, "%s\n%*s", left, COLUMN, "");
+        } else {
+            fprintf(stream, "%-*s", COLUMN, left);
+        }
+        fprintf(stream, "%s", option->meaning);
+        if (option->required) fprintf(stream, " (required)");
+        bool shows_default =
+            option->fallback && !(option->kind == OPTION_FLAG && !strcmp(option->fallback, "false"));
+        if (shows_default) fprintf(stream, " [%s]", option->fallback);
+        fputc('\n', stream);
+        free(left);
+    }
+}

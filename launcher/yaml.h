@@ -1,0 +1,36 @@
+/* The keys and values of a YAML file, as text. The only file that knows the YAML library is yaml.c.
+ *
+ * The file is one mapping of keys to single values. What a run file has no use for is refused with file and
+ * line: several documents, anchors and aliases (so that no small text unfolds into a large one), tags, keys
+ * that are no words. */
+#ifndef WPO_LAUNCHER_YAML_H
+#define WPO_LAUNCHER_YAML_H
+
+#include "runtime/status.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct yaml_entry {
+    char *key;
+    char *value; /* NULL: null, an empty list or mapping */
+    bool nested; /* a list of several values, or a mapping; value is NULL. A list of one value is that value.
+                  */
+    int64_t line;
+};
+
+struct yaml_entries {
+    struct yaml_entry *list;
+    int64_t count, capacity;
+};
+
+/* Local. `name` opens every complaint: "run.yaml:12: ...". Errors are STATUS_USAGE; nothing is to be freed
+ * then. */
+enum status yaml_read(struct yaml_entries *entries, const char *name, const char *text, size_t bytes);
+void yaml_free(struct yaml_entries *entries);
+
+/* Text as a double-quoted YAML scalar that reads back to the same bytes; to be freed. NULL if it is not
+ * UTF-8, or holds control characters. */
+char *yaml_quoted(const char *text);
+
+#endif

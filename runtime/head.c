@@ -1,0 +1,175 @@
+#include "runtime/head.h"
+
+#include "kernels/require.h"
+
+void head_open(struct head *head, struct arena *arena, struct model *model, struct batch_limits limits,
+               size_t logits_bytes)
+{
+    const struct config *c = model->config;
+    int64_t budget = (int64_t)(logits_bytes / ((size_t)c->vocabulary * sizeof(float)));
+    int64_t wanted = limits.scored < budget ? limits.scored : budget;
+    *head = (struct head){.model = model, .limits = limits, .chunk = wanted > 16 ? wanted : 16};
+    bool train = model->mode != MODEL_SCORE;
+    arena_want(arena, "head", (void **)&head->hidden, limits.scored * c->width, sizeof(float));
+    arena_want(arena, "head", (void **)&head->normed, limits.scored * c->width, sizeof(float));
+    arena_want(arena, "logits", (void **)&head->logits, head->chunk * c->vocabulary, sizeof(float));
+    arena_want(arena, "head", (void **)&head->statistics, limits.scored * HEAD_STATISTICS, sizeof(float));
+    arena_want(arena, "head", (void **)&head->sums, limits.completions, sizeof(struct completion_sums));
+    if (!train) return;
+    arena_want(arena, "head", (void **)&head->dhidden, limits.scored * c->width, sizeof(float));
+    arena_want(arena, "head", (void **)&head->dnormed, limits.scored * c->width, sizeof(float));
+    arena_want(arena, "head", (void **)&head->coefficient, limits.scored, sizeof(float));
+    arena_want(arena, "head", (void **)&head->results, limits.groups, sizeof(struct group_result));
+    arena_want(arena, "head", (void **)&head->reference, limits.completions, sizeof(double));
+}
+
+static struct tensor scored_rows(const struct head *head, float *data, int64_t scored)
+{
+    return tensor_of(data, DTYPE_FLOAT, scored, head->model->config->width);
+}
+
+static struct tensor head_weight(const struct head *head)
+{
+    const struct parameter *p = params_head(head->model->params, head->model->config);
+    return model_matrix(head->model, p, p->rows);
+}
+
+/* The rows that predict something, through the final norm. */
+static struct tensor norm_scored(struct head *head, const struct batch *batch, struct tensor stream)
+{
+    struct model *m = head->model;
+    struct tensor hidden = scored_rows(head, head->hidden, batch->scored), none = {0};
+    struct tensor normed = scored_rows(head, head->normed, batch->scored);
+    m->ops->gather_rows(m->device, hidden, stream, batch->on_device.source);
+    m->ops->rmsnorm(m->device, normed, none, hidden, none,
+                    m->parameters + params_final_norm(m->params, m->config)->offset,
+                    (float)m->config->norm_epsilon);
+    return normed;
+}
+
+/* Logits of scored tokens first .. first+count-1 into the chunk buffer, and their statistics. */
+static struct tensor chunk_logits(struct head *head, const struct batch *batch, struct tensor normed,
+                                  int64_t first, int64_t count)
+{
+    struct model *m = head->model;
+    struct tensor logits = tensor_of(head->logits, DTYPE_FLOAT, count, m->config->vocabulary);
+    m->ops->matmul(m->device, logits, tensor_rows(normed, first, count), false, head_weight(head), true,
+                   false);
+    m->ops->head_statistics(m->device, head->statistics + first * HEAD_STATISTICS, logits,
+                            batch->on_device.target + first);
+    return logits;
+}
+
+static void download_sums(struct head *head, const struct batch *batch, struct completion_sums *sums)
+{
+    struct model *m = head->model;
+    m->ops->download(m->device, sums, head->sums, (size_t)batch->completions * sizeof *sums);
+}
+
+void head_score(struct head *head, const struct batch *batch, struct tensor stream,
+                struct completion_sums *sums)
+{
+    struct model *m = head->model;
+    struct tensor normed = norm_scored(head, batch, stream);
+    for (int64_t first = 0; first < batch->scored; first += head->chunk) {
+        int64_t left = batch->scored - first;
+        chunk_logits(head, batch, normed, first, left < head->chunk ? left : head->chunk);
+    }
+    m->ops->head_sums(m->device, head->sums, head->statistics, batch->on_device.first, batch->completions);
+    download_sums(head, batch, sums);
+}
+
+/* From logits to the gradients of the normed rows and of the head's matrix. */
+static void chunk_backward(struct head *head, const struct batch *batch, struct tensor logits,
+                           struct tensor normed, int64_t first)
+{
+    struct model *m = head->model;
+    const struct parameter *p = params_head(m->params, m->config);
+    struct tensor dnormed = scored_rows(head, head->dnormed, batch->scored);
+    m->ops->head_gradient(m->device, logits, head->statistics + first * HEAD_STATISTICS,
+                          batch->on_device.target + first, head->coefficient + first);
+    m->ops->matmul(m->device, tensor_rows(dnormed, first, logits.rows), logits, false, head_weight(head),
+                   false, false);
+    m->ops->matmul(m->device, model_matrix_gradient(m, p, p->rows), logits, true,
+                   tensor_rows(normed, first, logits.rows), false, true);
+}
+
+/* A run of whole groups: completions and scored tokens of groups group .. group + groups - 1. */
+struct chunk {
+    int64_t group, groups, completion, completions, first, count;
+};
+
+/* As many groups as fit the logits buffer, at least one. */
+static struct chunk next_chunk(const struct head *head, const struct batch *batch, int64_t group)
+{
+    struct chunk c = {.group = group, .completion = batch->group_first[group]};
+    c.first = batch->host.first[c.completion];
+    for (int64_t g = group; g < batch->groups; g++) {
+        int64_t count = batch->host.first[batch->group_first[g + 1]] - c.first;
+        if (g > group && count > head->chunk) break;
+        c.groups = g + 1 - group;
+        c.completions = batch->group_first[g + 1] - c.completion;
+        c.count = count;
+    }
+    return c;
+}
+
+/* Weights, loss and coefficients of a chunk whose statistics are there. */
+static void chunk_objective(struct head *head, const struct batch *batch, const struct chunk *c,
+                            const struct objective *objective, double scale)
+{
+    struct model *m = head->model;
+    const int64_t *first = batch->on_device.first + c->completion;
+    m->ops->head_sums(m->device, head->sums + c->completion, head->statistics, first, c->completions);
+    m->ops->objective(m->device, head->results + c->group, head->coefficient, head->sums + c->completion,
+                      objective_uses_reference(objective->loss_type) ? head->reference + c->completion : NULL,
+                      first, c->groups, objective_group_size(objective->loss_type), objective, scale);
+}
+
+void head_train(struct head *head, const struct batch *batch, struct tensor stream,
+                const struct objective *objective, const double *reference, double scale,
+                struct completion_sums *sums, struct group_result *results)
+{
+    struct model *m = head->model;
+    const struct ops *ops = m->ops;
+    struct device *d = m->device;
+    REQUIRE(batch->completions == batch->groups * objective_group_size(objective->loss_type),
+            "a batch holds groups of another size than the objective's");
+    if (reference) ops->upload(d, head->reference, reference, (size_t)batch->completions * sizeof *reference);
+
+    struct tensor normed = norm_scored(head, batch, stream);
+    struct chunk c;
+    for (int64_t g = 0; g < batch->groups; g += c.groups) {
+        c = next_chunk(head, batch, g);
+        if (c.count <= head->chunk) {
+            struct tensor logits = chunk_logits(head, batch, normed, c.first, c.count);
+            chunk_objective(head, batch, &c, objective, scale);
+            chunk_backward(head, batch, logits, normed, c.first);
+            continue;
+        }
+        /* One group is larger than the buffer: its loss first, then its logits again, piece by piece. */
+        for (int pass = 0; pass < 2; pass++) {
+            for (int64_t done = 0; done < c.count; done += head->chunk) {
+                int64_t left = c.count - done, first = c.first + done;
+                struct tensor logits =
+                    chunk_logits(head, batch, normed, first, left < head->chunk ? left : head->chunk);
+                if (pass == 1) chunk_backward(head, batch, logits, normed, first);
+            }
+            if (pass == 0) chunk_objective(head, batch, &c, objective, scale);
+        }
+    }
+
+    struct tensor dhidden = scored_rows(head, head->dhidden, batch->scored),
+                  dstream = model_dstream(m, batch);
+    const struct parameter *norm = params_final_norm(m->params, m->config);
+    ops->zero(d, dhidden.data, (size_t)(dhidden.rows * dhidden.cols) * sizeof(float));
+    ops->rmsnorm_grad(d, dhidden, m->gradients + norm->offset,
+                      scored_rows(head, head->dnormed, batch->scored),
+                      scored_rows(head, head->hidden, batch->scored), m->parameters + norm->offset,
+                      (float)m->config->norm_epsilon);
+    ops->zero(d, dstream.data, (size_t)(dstream.rows * dstream.cols) * sizeof(float));
+    ops->scatter_rows(d, dstream, dhidden, batch->on_device.source);
+
+    download_sums(head, batch, sums);
+    ops->download(d, results, head->results, (size_t)batch->groups * sizeof *results);
+}
