@@ -177,13 +177,7 @@ class HubModel(torch.nn.Module):
 
 
 def load_model(folder, options):
-    if options.plain:
-        return PlainLlama(folder, options.attention)
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
-        return PlainLlama(folder, options.attention)
-    return HubModel(folder, options.attention)
+    return (PlainLlama if options.plain else HubModel)(folder, options.attention)
 
 
 # -- loss ------------------------------------------------------------------------------------------------------------
@@ -285,6 +279,7 @@ def sgemm_rate(rows, columns, depth):
 
 
 def peak_bytes():
+    """The most memory the process has had so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -328,6 +323,20 @@ def make_optimizer(parameters, options):
         return torch.optim.AdamW(parameters, **settings), False
 
 
+def import_packages(options):
+    """All that will be imported, before memory is measured. Without Transformers the plain model is used."""
+    try:
+        if not options.plain:
+            from transformers import AutoModelForCausalLM  # noqa: F401
+        if options.head == "trl":
+            from trl import DPOTrainer  # noqa: F401
+    except ImportError as error:
+        if options.head == "trl":
+            print(f"skipped: the Python package {error.name} is not installed", file=sys.stderr)
+            sys.exit(77)
+        options.plain = True
+
+
 def run(options):
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -366,6 +375,8 @@ def run(options):
 
 
 def summarise(options):
+    import_packages(options)
+    packages = peak_bytes()
     model, pairs, fused, losses, norms, seconds, phases, details, tokens = run(options)
     peak = peak_bytes()  # before the product below is timed
     width, vocabulary = model.head_weight().shape[1], model.head_weight().shape[0]
@@ -396,6 +407,7 @@ def summarise(options):
         "weights_mean": sum(weights) / len(weights) if weights else None,
         "logps_first": details["logps"][0] if "logps" in details else None,
         "peak_rss_bytes": peak,
+        "packages_rss_bytes": packages,  # of Python and the imported packages, before anything was loaded
     }
 
 

@@ -128,6 +128,8 @@ OBJECTIVE_FUNCTION struct group_result objective_group(const struct objective *o
                                                        const double *reference, double *coefficient)
 {
     struct group_result result = {0, 1, 0, false};
+    for (int64_t i = 0; i < objective_group_size(objective->loss_type); i++)
+        coefficient[i] = 0;
     switch (objective->loss_type) {
     case LOSS_SFT:
         result.loss = -sums[0].logp;

@@ -59,12 +59,15 @@ bool key_accepts(const struct foreign_key *foreign, const char *value);
 bool words_hold(const char *words, const char *word);
 
 /* What the single ranges cannot see: pairs of options that exclude each other, and defaults that depend on
- * other keys. given [run_key_count]: keys that were given; where: opens the sentence ("run.yaml: "). */
+ * other keys. given [run_key_count]: keys that were given; where opens the sentence ("run.yaml: " or "").
+ * Errors are STATUS_USAGE. */
 enum status keys_check(struct runfile *runfile, const bool *given, const char *where);
-/* The part of it that concerns the objective and the device alone; for `wpo eval`. The index of a row in
- * KEYS_OBJECTIVE is its index in given. */
-enum status keys_check_objective(struct settings *settings, const bool *given, const char *where);
+/* The part of it that concerns the objective; for `wpo eval` too. */
+enum status keys_check_objective(struct objective *objective, bool weighting_given, const char *where);
 enum status keys_check_device(const char *device, const char *where);
+
+/* Keeps a sentence among runfile->notes, unless there are too many. */
+void runfile_note(struct runfile *runfile, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Prints the reference tables of docs/runfile.md. */
 void keys_print(FILE *stream);

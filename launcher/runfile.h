@@ -16,10 +16,10 @@ struct runfile {
     int64_t note_count;
 };
 
-/* Reads, resolves and checks. path NULL: everything comes from the words, which are `--key value` and so on
- * (see options.h); they win over the file. Errors are STATUS_USAGE and name file, line and key; after one,
- * nothing needs to be freed. */
-enum status runfile_read(struct runfile *runfile, const char *path, int argc, char **argv);
+/* Reads, resolves and checks. The words are those after `wpo train`: the run file's path, and `--key value`
+ * and so on (see options.h), which win over the file. Errors are STATUS_USAGE and name file, line and key;
+ * after one, nothing needs to be freed. */
+enum status runfile_read(struct runfile *runfile, int argc, char **argv);
 void runfile_free(struct runfile *runfile);
 
 /* One scalar of a resolved run file; *value is to be freed, and NULL for null. A missing key is an error. */

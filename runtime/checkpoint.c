@@ -4,19 +4,9 @@
 #include "runtime/hdf.h"
 #include "runtime/manifest.h"
 
-#include <fcntl.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-
-static const char *const kinds[] = {"parameter", "moment", "variance"};
-
-static float *values_of(const struct checkpoint_piece *piece, int kind)
-{
-    return kind == 0 ? piece->parameter : kind == 1 ? piece->moment : piece->variance;
-}
 
 void checkpoint_state_free(struct checkpoint_state *state)
 {
@@ -25,310 +15,354 @@ void checkpoint_state_free(struct checkpoint_state *state)
     *state = (struct checkpoint_state){0};
 }
 
-/* The dataset that holds elements from `offset` on of one tensor. */
-static char *dataset_name(const char *kind, const char *tensor, int64_t offset)
+enum status checkpoint_state_read(struct checkpoint_state *state, const char *folder)
 {
-    return text_format("/%s/%s:%lld", kind, tensor, (long long)offset);
-}
-
-/* -- saving: what goes where
- * ------------------------------------------------------------------------------------- */
-
-/* The part of the tensor that the run offset .. offset + count - 1 of the flat vector covers; false: none. */
-static bool overlap(const struct parameter *tensor, int64_t offset, int64_t count,
-                    struct manifest_extent *extent)
-{
-    int64_t first = offset > tensor->offset ? offset : tensor->offset;
-    int64_t end =
-        offset + count < tensor->offset + tensor->count ? offset + count : tensor->offset + tensor->count;
-    extent->offset = first - tensor->offset;
-    extent->count = end - first;
-    return first < end;
-}
-
-static enum status check_values(const struct params *params, const struct checkpoint_state *state,
-                                const struct checkpoint_piece *piece)
-{
-    struct manifest_extent extent;
-    for (int64_t t = 0; t < params->count; t++) {
-        const struct parameter *tensor = &params->list[t];
-        if (!overlap(tensor, piece->offset, piece->count, &extent)) continue;
-        for (int kind = 0; kind < 3; kind++) {
-            if (!values_of(piece, kind)) continue;
-            const float *values = values_of(piece, kind) + (tensor->offset + extent.offset - piece->offset);
-            for (int64_t i = 0; i < extent.count; i++)
-                if (!isfinite(values[i]))
-                    return fail(
-                        "checkpoint of step %lld not written: the %s of tensor %s holds %s at element %lld",
-                        (long long)state->step, kinds[kind], tensor->name,
-                        isnan(values[i]) ? "NaN" : "an infinity", (long long)(extent.offset + i));
-        }
-    }
+    struct manifest manifest;
+    *state = (struct checkpoint_state){0};
+    TRY(manifest_read(&manifest, folder));
+    *state = manifest.state;
+    manifest.state = (struct checkpoint_state){0};
+    manifest_free(&manifest);
     return STATUS_OK;
 }
 
-static enum status check_pieces(const struct params *params, const struct checkpoint_state *state,
-                                const struct checkpoint_piece *pieces, int64_t count)
+/* -- verifying
+ * --------------------------------------------------------------------------------------------------- */
+
+/* Ranks that see different manifests see different folders: a file system out of step, or local disks. */
+static enum status same_manifest(const struct comm *comm, const char *folder, const char *mine,
+                                 const char *all)
+{
+    for (int r = 0; r < comm->size; r++)
+        if (memcmp(all + r * HASH_HEX, mine, HASH_HEX))
+            return fail(
+                "%s: rank 0 and rank %d see different manifests; the folder must be on a shared file system",
+                folder, r);
+    return STATUS_OK;
+}
+
+/* Collective. Manifest, sizes and SHA-256; the files are shared out over the ranks. After a failure nothing
+ * needs to be freed. */
+static enum status verify(struct comm *comm, struct manifest *manifest, const char *folder)
+{
+    TRY(comm_agree(comm, manifest_read(manifest, folder)));
+    char *all = allocate(comm->size, HASH_HEX);
+    comm_gather_all(comm, all, manifest->hash, HASH_HEX);
+    enum status status = comm_agree(comm, same_manifest(comm, folder, all, all));
+    free(all);
+    for (int content = 0; content < 2 && status == STATUS_OK; content++) {
+        for (int64_t f = comm->rank; f < manifest->file_count && status == STATUS_OK; f += comm->size)
+            status = manifest_check_file(manifest, f, folder, content);
+        status = comm_agree(comm, status);
+    }
+    if (status != STATUS_OK) manifest_free(manifest);
+    return status;
+}
+
+/* -- finding
+ * ----------------------------------------------------------------------------------------------------- */
+
+/* The step of a name "checkpoint-<step><ending>", -1 for any other name. */
+static int64_t step_of(const char *name, const char *ending)
+{
+    static const char head[] = "checkpoint-";
+    if (strncmp(name, head, sizeof head - 1)) return -1;
+    const char *digits = name + sizeof head - 1;
+    size_t length = strspn(digits, "0123456789");
+    if (!length || length > 18 || (digits[0] == '0' && length > 1) || strcmp(digits + length, ending))
+        return -1;
+    return strtoll(digits, NULL, 10);
+}
+
+static int newest_first(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return x > y ? -1 : x < y;
+}
+
+/* The steps of the folder's checkpoints, newest first. */
+static enum status list_steps(int64_t **steps, int64_t *count, const char *run)
+{
+    char **names;
+    int64_t name_count;
+    *steps = NULL;
+    *count = 0;
+    if (!files_exists(run)) return STATUS_OK;
+    TRY(files_list(&names, &name_count, run));
+    *steps = allocate(name_count, sizeof **steps);
+    for (int64_t i = 0; i < name_count; i++)
+        if (step_of(names[i], "") >= 0) (*steps)[(*count)++] = step_of(names[i], "");
+    files_names_free(names, name_count);
+    qsort(*steps, (size_t)*count, sizeof **steps, newest_first);
+    return STATUS_OK;
+}
+
+static char *folder_of(const char *run, int64_t step)
+{
+    return text_format("%s/checkpoint-%lld", run, (long long)step);
+}
+
+static enum status find_newest(struct comm *comm, const char *run, const int64_t *steps, int64_t count,
+                               char **found)
+{
+    struct manifest manifest;
+    char *first = NULL; /* the sentence about the newest */
+    for (int64_t i = 0; i < count && !*found; i++) {
+        char *folder = folder_of(run, steps[i]);
+        if (verify(comm, &manifest, folder) == STATUS_OK) {
+            manifest_free(&manifest);
+            *found = folder;
+            continue;
+        }
+        if (comm->rank == 0) fprintf(stderr, "warning: %s is passed over: %s\n", folder, status_sentence());
+        if (!first) first = text_copy(status_sentence());
+        free(folder);
+    }
+    enum status status = STATUS_OK;
+    if (!*found && first)
+        status = fail("%s: none of %lld checkpoints verifies; the newest: %s", run, (long long)count, first);
+    free(first);
+    return status;
+}
+
+enum status checkpoint_find(struct comm *comm, const char *run, const char *path, char **found)
+{
+    *found = NULL;
+    if (path && strcmp(path, "auto")) {
+        struct manifest manifest;
+        TRY(verify(comm, &manifest, path));
+        manifest_free(&manifest);
+        *found = text_copy(path);
+        return STATUS_OK;
+    }
+    int64_t *steps = NULL, count = 0;
+    TRY(comm_agree(comm, comm->rank == 0 ? list_steps(&steps, &count, run) : STATUS_OK));
+    comm_broadcast(comm, &count, sizeof count, 0);
+    if (comm->rank != 0) steps = allocate(count, sizeof *steps);
+    comm_broadcast(comm, steps, (size_t)count * sizeof *steps, 0);
+    enum status status = find_newest(comm, run, steps, count, found);
+    free(steps);
+    return status;
+}
+
+/* -- loading
+ * ----------------------------------------------------------------------------------------------------- */
+
+static enum status check_tensor(const struct manifest_tensor *tensor, const struct params *params,
+                                const char *folder)
+{
+    const struct parameter *own = params_find(params, tensor->name);
+    if (!own) return fail("%s holds a tensor %s, which the model does not have", folder, tensor->name);
+    if (own->rows != tensor->rows || own->cols != tensor->cols || own->vector != tensor->vector)
+        return fail("%s: tensor %s has shape [%lld, %lld], and in the model [%lld, %lld]", folder,
+                    tensor->name, (long long)tensor->rows, (long long)tensor->cols, (long long)own->rows,
+                    (long long)own->cols);
+    return STATUS_OK;
+}
+
+/* The same tensors as the model's, each once. */
+static enum status check_tensors(const struct manifest *manifest, const struct params *params,
+                                 const char *folder)
+{
+    bool *seen = allocate(params->count, sizeof *seen);
+    enum status status = STATUS_OK;
+    for (int64_t t = 0; t < manifest->tensor_count && status == STATUS_OK; t++) {
+        const char *name = manifest->tensors[t].name;
+        status = check_tensor(&manifest->tensors[t], params, folder);
+        if (status != STATUS_OK) break;
+        int64_t own = params_find(params, name) - params->list;
+        if (seen[own]) status = fail("%s holds tensor %s twice", folder, name);
+        seen[own] = true;
+    }
+    for (int64_t t = 0; t < params->count && status == STATUS_OK; t++)
+        if (!seen[t]) status = fail("%s has no tensor %s", folder, params->list[t].name);
+    free(seen);
+    return status;
+}
+
+static enum status check_pieces(const struct manifest *manifest, const struct params *params,
+                                const char *folder, const struct checkpoint_piece *pieces, int64_t count)
 {
     for (int64_t i = 0; i < count; i++) {
         const struct checkpoint_piece *piece = &pieces[i];
         if (piece->offset < 0 || piece->count < 0 || piece->count > params->total - piece->offset)
-            return fail("checkpoint of step %lld not written: piece %lld lies outside the parameters",
-                        (long long)state->step, (long long)i);
-        TRY(check_values(params, state, piece));
+            return fail("%s: piece %lld to fill lies outside the parameters", folder, (long long)i);
+        if (!manifest->optimizer && (piece->moment || piece->variance))
+            return fail("%s holds no optimiser state; training cannot go on from it", folder);
     }
     return STATUS_OK;
 }
 
-/* Every rank learns the pieces of all, and so fills the same manifest. */
-static enum status plan(struct comm *comm, struct manifest *manifest, const struct params *params,
-                        const struct checkpoint_piece *pieces, int64_t count)
+/* A shard says itself which one it is. */
+static enum status open_shard(struct hdf **file, const struct manifest *manifest, const char *folder,
+                              int64_t shard)
 {
-    double most = (double)count, bare = 0;
-    for (int64_t i = 0; i < count; i++)
-        bare += !pieces[i].moment || !pieces[i].variance;
-    comm_maximum(comm, &most, 1);
-    comm_sum(comm, &bare, 1);
-    manifest->optimizer = bare == 0;
-    int64_t room = (int64_t)most, (*mine)[2] = allocate(room, sizeof *mine);
-    int64_t(*all)[2] = allocate(room * comm->size, sizeof *all);
-    for (int64_t i = 0; i < count; i++)
-        mine[i][0] = pieces[i].offset, mine[i][1] = pieces[i].count;
-    comm_gather_all(comm, all, mine, (size_t)room * sizeof *mine);
-
-    /* A tensor is cut in two by each border between pieces. */
-    struct manifest_extent *extents = allocate(params->count + 2 * room * comm->size + 1, sizeof *extents);
-    manifest->extents = extents;
-    int64_t used = 0, limit = params->count + 2 * room * comm->size + 1;
-    for (int64_t i = 0; i < room * comm->size; i++)
-        for (int64_t t = 0; t < params->count && used < limit; t++)
-            if (overlap(&params->list[t], all[i][0], all[i][1], &extents[used])) {
-                extents[used].tensor = t;
-                extents[used++].file = i / room;
-            }
-    manifest->extent_count = used;
-    free(mine);
-    free(all);
-    return manifest_tile(manifest, "checkpoint not written");
-}
-
-static void describe(struct manifest *manifest, struct comm *comm, const struct params *params,
-                     const struct checkpoint_state *state)
-{
-    *manifest =
-        (struct manifest){.state = *state, .tensor_count = params->count, .file_count = comm->size + 1};
-    manifest->state.world = comm->size;
-    manifest->state.run_file = text_copy(state->run_file ? state->run_file : "");
-    manifest->state.config = text_copy(state->config ? state->config : "");
-    manifest->tensors = allocate(params->count, sizeof *manifest->tensors);
-    for (int64_t t = 0; t < params->count; t++) {
-        const struct parameter *tensor = &params->list[t];
-        manifest->tensors[t] =
-            (struct manifest_tensor){.rows = tensor->rows, .cols = tensor->cols, .vector = tensor->vector};
-        snprintf(manifest->tensors[t].name, sizeof manifest->tensors[t].name, "%s", tensor->name);
+    char *path = files_join(folder, manifest->files[shard].name);
+    int64_t step = 0, world = 0, rank = 0;
+    enum status status = hdf_open(file, path);
+    if (status == STATUS_OK) status = hdf_integer(*file, "step", &step);
+    if (status == STATUS_OK) status = hdf_integer(*file, "world", &world);
+    if (status == STATUS_OK) status = hdf_integer(*file, "rank", &rank);
+    if (status == STATUS_OK &&
+        (step != manifest->state.step || world != manifest->state.world || rank != shard))
+        status = fail("%s is the shard of rank %lld of %lld at step %lld, not of this place", path,
+                      (long long)rank, (long long)world, (long long)step);
+    if (status != STATUS_OK) {
+        hdf_close(*file);
+        *file = NULL;
     }
-    manifest->files = allocate(manifest->file_count, sizeof *manifest->files);
-    for (int64_t f = 0; f < manifest->file_count; f++)
-        manifest_file_name(manifest->files[f].name, f, comm->size);
+    free(path);
+    return status;
 }
 
-/* -- saving: files
- * ----------------------------------------------------------------------------------------------- */
-
-static enum status add_extent(struct hdf *file, const struct params *params, const struct manifest *manifest,
-                              const struct manifest_extent *extent, const struct checkpoint_piece *piece)
+/* Copies what one extent and one piece have in common. */
+static enum status read_common(struct hdf *file, const struct manifest_extent *extent, const char *tensor,
+                               int64_t extent_at, const struct checkpoint_piece *piece, const char *where)
 {
-    const struct parameter *tensor = &params->list[extent->tensor];
-    int64_t shape[2] = {tensor->rows, tensor->cols}, from = tensor->offset + extent->offset - piece->offset;
-    for (int kind = 0; kind < (manifest->optimizer ? 3 : 1); kind++) {
-        char *name = dataset_name(kinds[kind], tensor->name, extent->offset);
-        enum status status = hdf_add(file, name, HDF_FLOAT, values_of(piece, kind) + from, extent->count);
-        if (status == STATUS_OK) status = hdf_put_integer(file, name, "offset", extent->offset);
+    int64_t extent_end = extent_at + extent->count, piece_end = piece->offset + piece->count, length;
+    int64_t first = extent_at > piece->offset ? extent_at : piece->offset;
+    int64_t end = extent_end < piece_end ? extent_end : piece_end;
+    for (int kind = 0; kind < 3 && first < end; kind++) {
+        float *values = manifest_values(piece, kind);
+        if (!values) continue;
+        char *name = manifest_dataset(kind, tensor, extent->offset);
+        enum status status = hdf_length(file, name, HDF_FLOAT, &length);
+        if (status == STATUS_OK && length != extent->count)
+            status = fail("%s: dataset %s has %lld elements, and the manifest says %lld", where, name,
+                          (long long)length, (long long)extent->count);
         if (status == STATUS_OK)
-            status = hdf_put_integers(file, name, "shape", shape + tensor->vector, tensor->vector ? 1 : 2);
+            status = hdf_read(file, name, HDF_FLOAT, values + (first - piece->offset), first - extent_at,
+                              end - first);
         free(name);
         TRY(status);
     }
     return STATUS_OK;
 }
 
-static enum status add_header(struct hdf *file, const char *format, const struct manifest *manifest,
-                              int64_t rank)
+static bool meets(int64_t at, int64_t count, const struct checkpoint_piece *pieces, int64_t piece_count)
 {
-    TRY(hdf_put_text(file, "/", "format", format));
-    TRY(hdf_put_integer(file, "/", "version", 1));
-    TRY(hdf_put_integer(file, "/", "step", manifest->state.step));
-    TRY(hdf_put_integer(file, "/", "world", manifest->state.world));
-    return rank < 0 ? STATUS_OK : hdf_put_integer(file, "/", "rank", rank);
+    for (int64_t i = 0; i < piece_count; i++)
+        if (at < pieces[i].offset + pieces[i].count && pieces[i].offset < at + count) return true;
+    return false;
 }
 
-static enum status fill_shard(struct hdf *file, struct comm *comm, const struct params *params,
-                              const struct manifest *manifest, const struct checkpoint_piece *pieces,
+/* One shard at a time, and only those that hold something for this rank. */
+static enum status read_shard(const struct manifest *manifest, const char *folder, int64_t shard,
+                              const struct params *params, const struct checkpoint_piece *pieces,
                               int64_t count)
 {
-    TRY(add_header(file, "wpo-checkpoint-shard", manifest, comm->rank));
-    for (int64_t e = 0; e < manifest->extent_count; e++) {
-        const struct manifest_extent *extent = &manifest->extents[e];
-        if (extent->file != comm->rank) continue;
-        int64_t at = params->list[extent->tensor].offset + extent->offset, i = 0;
-        while (i < count && (at < pieces[i].offset || at >= pieces[i].offset + pieces[i].count))
-            i++;
-        TRY(add_extent(file, params, manifest, extent, &pieces[i]));
-    }
-    return STATUS_OK;
-}
-
-/* The virtual datasets of one kind; the extents are sorted by tensor. */
-static enum status add_views(struct hdf *file, const struct manifest *manifest, const char *kind)
-{
-    struct hdf_part *parts = allocate(manifest->extent_count, sizeof *parts);
+    struct hdf *file = NULL;
     enum status status = STATUS_OK;
-    for (int64_t first = 0, end; status == STATUS_OK && first < manifest->extent_count; first = end) {
-        int64_t t = manifest->extents[first].tensor;
-        const struct manifest_tensor *tensor = &manifest->tensors[t];
-        for (end = first; end < manifest->extent_count && manifest->extents[end].tensor == t; end++) {
-            const struct manifest_extent *extent = &manifest->extents[end];
-            parts[end] = (struct hdf_part){.file = manifest->files[extent->file].name,
-                                           .name = dataset_name(kind, tensor->name, extent->offset),
-                                           .offset = extent->offset,
-                                           .count = extent->count};
-        }
-        char *name = text_format("/%s/%s", kind, tensor->name);
-        status =
-            hdf_add_view(file, name, tensor->rows, tensor->cols, tensor->vector, parts + first, end - first);
-        free(name);
+    for (int64_t e = 0; e < manifest->extent_count && status == STATUS_OK; e++) {
+        const struct manifest_extent *extent = &manifest->extents[e];
+        if (extent->file != shard) continue;
+        const char *tensor = manifest->tensors[extent->tensor].name;
+        int64_t at = params_find(params, tensor)->offset + extent->offset;
+        if (!meets(at, extent->count, pieces, count)) continue;
+        if (!file) status = open_shard(&file, manifest, folder, shard);
+        for (int64_t i = 0; i < count && status == STATUS_OK; i++)
+            status = read_common(file, extent, tensor, at, &pieces[i], manifest->files[shard].name);
     }
-    for (int64_t e = 0; e < manifest->extent_count; e++)
-        free((char *)(uintptr_t)parts[e].name);
-    free(parts);
+    hdf_close(file);
     return status;
 }
 
-static enum status fill_master(struct hdf *file, const struct manifest *manifest)
-{
-    TRY(add_header(file, "wpo-checkpoint-master", manifest, -1));
-    for (int kind = 0; kind < (manifest->optimizer ? 3 : 1); kind++)
-        TRY(add_views(file, manifest, kinds[kind]));
-    return STATUS_OK;
-}
-
-/* What the disk gives back, not what the page cache still holds, where the kernel can be talked into it. */
-static enum status read_back(const char *path, const char *hash)
-{
-    int descriptor;
-    int64_t size;
-    char found[HASH_HEX];
-    TRY(files_open(&descriptor, &size, path));
-    posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED);
-    enum status status = hash_file(found, descriptor, 0, path);
-    close(descriptor);
-    if (status == STATUS_OK && strcmp(found, hash))
-        return fail(
-            "%s reads back with another SHA-256 than it was written with: the storage is not to be trusted",
-            path);
-    return status;
-}
-
-/* Closes the image, writes it, fsyncs, reads it back; size and SHA-256 go into the manifest. */
-static enum status store(struct hdf *file, const char *folder, struct manifest_file *entry)
-{
-    char *image;
-    size_t bytes;
-    TRY(hdf_finish(file, &image, &bytes));
-    entry->bytes = (int64_t)bytes;
-    hash_bytes(entry->hash, image, bytes);
-    char *path = files_join(folder, entry->name);
-    enum status status = files_write(path, image, bytes);
-    free(image);
-    if (status == STATUS_OK) status = read_back(path, entry->hash);
-    free(path);
-    return status;
-}
-
-static enum status store_shard(struct comm *comm, const char *part, const struct params *params,
-                               struct manifest *manifest, const struct checkpoint_piece *pieces,
+static enum status read_pieces(const struct manifest *manifest, const char *folder,
+                               const struct params *params, const struct checkpoint_piece *pieces,
                                int64_t count)
 {
-    struct hdf *file;
-    TRY(hdf_create(&file, 0));
-    enum status status = fill_shard(file, comm, params, manifest, pieces, count);
-    if (status == STATUS_OK) return store(file, part, &manifest->files[comm->rank]);
-    hdf_close(file);
-    return status;
+    TRY(check_tensors(manifest, params, folder));
+    TRY(check_pieces(manifest, params, folder, pieces, count));
+    /* The gaps between tensors hold zeros. */
+    for (int64_t i = 0; i < count; i++)
+        for (int kind = 0; kind < 3; kind++)
+            if (manifest_values(&pieces[i], kind))
+                memset(manifest_values(&pieces[i], kind), 0, (size_t)pieces[i].count * sizeof(float));
+    for (int64_t shard = 0; shard < manifest->state.world; shard++)
+        TRY(read_shard(manifest, folder, shard, params, pieces, count));
+    return STATUS_OK;
 }
 
-static enum status store_master(const char *part, struct manifest *manifest)
-{
-    struct hdf *file;
-    TRY(hdf_create(&file, 0));
-    enum status status = fill_master(file, manifest);
-    if (status == STATUS_OK) return store(file, part, &manifest->files[manifest->file_count - 1]);
-    hdf_close(file);
-    return status;
-}
-
-/* -- saving: the commit
- * ------------------------------------------------------------------------------------------ */
-
-static enum status start_folder(struct comm *comm, const char *folder, const char *part)
-{
-    if (comm->rank != 0) return STATUS_OK;
-    if (files_exists(folder)) return fail("%s exists already; nothing is written over it", folder);
-    TRY(files_remove_tree(part)); /* of a run that was killed */
-    return files_make_folder(part);
-}
-
-/* Rank 0, when every shard is on disk. */
-static enum status commit(struct manifest *manifest, const char *part, const char *folder, const char *run)
-{
-    TRY(store_master(part, manifest));
-    char *text = manifest_text(manifest), *path = files_join(part, "manifest.json");
-    enum status status = files_write(path, text, strlen(text));
-    free(text);
-    free(path);
-    TRY(status);
-    TRY(files_sync_folder(part));
-    TRY(files_rename(part, folder));
-    return files_sync_folder(run);
-}
-
-static enum status save_into(struct comm *comm, const char *run, const struct params *params,
-                             struct manifest *manifest, const struct checkpoint_piece *pieces, int64_t count,
-                             const char *folder, const char *part)
-{
-    TRY(comm_agree(comm, start_folder(comm, folder, part)));
-    enum status status = comm_agree(comm, store_shard(comm, part, params, manifest, pieces, count));
-    if (status == STATUS_OK) {
-        struct manifest_file mine = manifest->files[comm->rank], *all = allocate(comm->size, sizeof *all);
-        comm_gather_all(comm, all, &mine, sizeof mine);
-        memcpy(manifest->files, all, (size_t)comm->size * sizeof *all);
-        free(all);
-        status = comm_agree(comm, comm->rank == 0 ? commit(manifest, part, folder, run) : STATUS_OK);
-    }
-    if (status != STATUS_OK && comm->rank == 0) {
-        char *sentence = text_copy(status_sentence());
-        files_remove_tree(part);
-        status_sentence_set(sentence);
-        free(sentence);
-    }
-    return comm_agree(comm, status);
-}
-
-enum status checkpoint_save(struct comm *comm, const char *run, const struct params *params,
-                            const struct checkpoint_state *state, const struct checkpoint_piece *pieces,
+enum status checkpoint_load(struct comm *comm, const char *folder, const struct params *params,
+                            struct checkpoint_state *state, const struct checkpoint_piece *pieces,
                             int64_t piece_count)
 {
-    TRY(comm_agree(comm, check_pieces(params, state, pieces, piece_count)));
     struct manifest manifest;
-    describe(&manifest, comm, params, state);
-    enum status status = comm_agree(comm, plan(comm, &manifest, params, pieces, piece_count));
+    *state = (struct checkpoint_state){0};
+    TRY(verify(comm, &manifest, folder));
+    enum status status = comm_agree(comm, read_pieces(&manifest, folder, params, pieces, piece_count));
     if (status == STATUS_OK) {
-        char *folder = text_format("%s/checkpoint-%lld", run, (long long)state->step);
-        char *part = text_format("%s.part", folder);
-        status = save_into(comm, run, params, &manifest, pieces, piece_count, folder, part);
-        free(folder);
-        free(part);
+        *state = manifest.state;
+        manifest.state = (struct checkpoint_state){0};
     }
     manifest_free(&manifest);
     return status;
+}
+
+/* -- pruning
+ * ----------------------------------------------------------------------------------------------------- */
+
+/* Manifest and sizes, without reading the tensors. */
+static bool is_complete(const char *folder)
+{
+    struct manifest manifest;
+    if (manifest_read(&manifest, folder) != STATUS_OK) return false;
+    bool complete = true;
+    for (int64_t f = 0; f < manifest.file_count && complete; f++)
+        complete = manifest_check_file(&manifest, f, folder, false) == STATUS_OK;
+    manifest_free(&manifest);
+    return complete;
+}
+
+/* Away with the name first: a kill in between leaves a .trash folder, never half a checkpoint. */
+static enum status remove_checkpoint(const char *folder)
+{
+    char *trash = text_format("%s.trash", folder);
+    enum status status = files_remove_tree(trash);
+    if (status == STATUS_OK) status = files_rename(folder, trash);
+    if (status == STATUS_OK) status = files_remove_tree(trash);
+    free(trash);
+    return status;
+}
+
+static enum status remove_leftovers(const char *run)
+{
+    char **names;
+    int64_t count;
+    TRY(files_list(&names, &count, run));
+    enum status status = STATUS_OK;
+    for (int64_t i = 0; i < count && status == STATUS_OK; i++) {
+        if (step_of(names[i], ".part") < 0 && step_of(names[i], ".trash") < 0) continue;
+        char *path = files_join(run, names[i]);
+        status = files_remove_tree(path);
+        free(path);
+    }
+    files_names_free(names, count);
+    return status;
+}
+
+/* What is older than the `keep` newest complete ones goes. If there are not that many, nothing does. */
+static enum status prune(const char *run, int64_t keep)
+{
+    int64_t *steps, count, complete = 0;
+    TRY(list_steps(&steps, &count, run));
+    enum status status = STATUS_OK;
+    for (int64_t i = 0; i < count && status == STATUS_OK; i++) {
+        char *folder = folder_of(run, steps[i]);
+        if (complete >= keep)
+            status = remove_checkpoint(folder);
+        else if (is_complete(folder))
+            complete++;
+        free(folder);
+    }
+    free(steps);
+    return status == STATUS_OK ? remove_leftovers(run) : status;
+}
+
+enum status checkpoint_prune(struct comm *comm, const char *run, int64_t keep)
+{
+    enum status status = STATUS_OK;
+    if (comm->rank == 0)
+        status = keep >= 1 ? prune(run, keep) : fail("at least one checkpoint has to be kept");
+    return comm_agree(comm, status);
 }

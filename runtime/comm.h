@@ -32,6 +32,8 @@ enum status comm_agree(struct comm *comm, enum status mine);
 void comm_sum(struct comm *comm, double *values, int64_t count);
 void comm_minimum(struct comm *comm, double *values, int64_t count);
 void comm_maximum(struct comm *comm, double *values, int64_t count);
+/* Sums, where every value is zero on all ranks but one: no order of adding can change a bit. */
+void comm_merge(struct comm *comm, double *values, int64_t count);
 void comm_broadcast(struct comm *comm, void *bytes, size_t count, int root);
 /* all (out) [size * count] bytes, by rank. */
 void comm_gather_all(struct comm *comm, void *all, const void *mine, size_t count);

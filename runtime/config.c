@@ -266,14 +266,27 @@ static enum status read_root(struct config *config, struct json_value root)
     return json_bool_or(json_key(root, "tie_word_embeddings"), false, &config->tied);
 }
 
+static enum status read_json(struct config *config, struct json *json)
+{
+    enum status status = read_root(config, json_root(json));
+    json_free(json);
+    return status;
+}
+
 enum status config_read(struct config *config, const char *path)
 {
     memset(config, 0, sizeof *config);
     struct json *json;
     TRY(json_read(&json, path, JSON_SMALL));
-    enum status status = read_root(config, json_root(json));
-    json_free(json);
-    return status;
+    return read_json(config, json);
+}
+
+enum status config_parse(struct config *config, const char *name, const char *text)
+{
+    memset(config, 0, sizeof *config);
+    struct json *json;
+    TRY(json_parse(&json, name, text, strlen(text)));
+    return read_json(config, json);
 }
 
 int64_t config_parameters(const struct config *config)

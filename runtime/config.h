@@ -43,6 +43,8 @@ struct config {
  * does not divide as it must, or would overflow. Accepts Transformers' older keys (rope_theta, rope_scaling,
  * torch_dtype) and its newer ones (rope_parameters, dtype). */
 enum status config_read(struct config *config, const char *path);
+/* The same from text; `name` stands for the file in messages. */
+enum status config_parse(struct config *config, const char *name, const char *text);
 
 /* Number of trainable parameters. */
 int64_t config_parameters(const struct config *config);

@@ -10,8 +10,8 @@
 /* What is known of one completion. */
 struct completion_record {
     struct completion_sums sums;
-    double reference;                    /* nats; NaN without a reference */
-    double log_weight[WEIGHTING_COUNT];  /* log w(x,y) for each weighting */
+    double reference;                   /* nats; NaN without a reference */
+    double log_weight[WEIGHTING_COUNT]; /* log w(x,y) for each weighting */
 };
 
 struct evaluation {
@@ -21,14 +21,15 @@ struct evaluation {
     int64_t metric_count;
 };
 
-/* Collective. Reads settings->model_name_or_path, eval_file, ref_model_name_or_path (NULL: no reference; the reward
- * metrics are then left out), objective, per_device_eval_batch_size, logits_megabytes, threads, device. */
+/* Collective. Reads settings->model_name_or_path, eval_file, ref_model_name_or_path (NULL: no reference; the
+ * reward metrics are then left out), objective, per_device_eval_batch_size, logits_megabytes, threads,
+ * device. */
 enum status evaluate_run(struct comm *comm, const struct settings *settings, const struct report *report,
                          struct evaluation *evaluation);
 void evaluation_free(struct evaluation *evaluation);
 
-/* Local. Writes one record per completion: HDF5 if the name ends in .h5, else JSON lines. Built under a temporary name,
- * then renamed. */
+/* Local. Writes one record per completion: HDF5 if the name ends in .h5, else JSON lines. Built under a
+ * temporary name, then renamed. */
 enum status evaluation_write(const struct evaluation *evaluation, const char *path);
 
 #endif

@@ -11,6 +11,13 @@
 
 enum { MANIFEST_VERSION = 1, WORLD_MOST = 1 << 20, TENSORS_MOST = 1 << 20 };
 
+const char *const manifest_kinds[3] = {"parameter", "moment", "variance"};
+
+char *manifest_dataset(int kind, const char *tensor, int64_t offset)
+{
+    return text_format("/%s/%s:%lld", manifest_kinds[kind], tensor, (long long)offset);
+}
+
 void manifest_file_name(char name[64], int64_t file, int64_t world)
 {
     if (file == world)

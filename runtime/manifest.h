@@ -48,6 +48,16 @@ void manifest_free(struct manifest *manifest);
 /* Sorts the extents and checks that they tile every tensor: no hole, no overlap. */
 enum status manifest_tile(struct manifest *manifest, const char *where);
 
+/* "parameter", "moment", "variance" */
+extern const char *const manifest_kinds[3];
+/* The dataset of a shard with the elements of a tensor from `offset` on: "/moment/model.norm.weight:0"; to be
+ * freed. */
+char *manifest_dataset(int kind, const char *tensor, int64_t offset);
+static inline float *manifest_values(const struct checkpoint_piece *piece, int kind)
+{
+    return kind == 0 ? piece->parameter : kind == 1 ? piece->moment : piece->variance;
+}
+
 void manifest_file_name(char name[64], int64_t file, int64_t world);
 
 /* Local. The file has the size and the SHA-256 that the manifest says; without `content`, the size alone. */

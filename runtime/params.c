@@ -1,6 +1,7 @@
 #include "runtime/params.h"
 
 #include "kernels/require.h"
+#include "runtime/random.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -127,35 +128,24 @@ const struct parameter *params_find(const struct params *params, const char *nam
 
 /* -- initial values -------------------------------------------------------------------------------------- */
 
-static const uint64_t GAMMA = 0x9e3779b97f4a7c15ULL; /* 2^64 / golden ratio */
-
-/* The finaliser of splitmix64 (Steele, Lea & Flood 2014): a bijection in which every input bit moves every
- * output bit. */
-static uint64_t mix(uint64_t z)
-{
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
-    return z ^ (z >> 31);
-}
-
-/* Two standard normal values from counter `pair` (Box and Muller 1958). */
-static void normal_pair(uint64_t key, uint64_t pair, double values[2])
+/* Two standard normal values of a tensor (Box and Muller 1958). */
+static void normal_pair(uint64_t seed, uint64_t tensor, uint64_t pair, double values[2])
 {
     const double turn = 6.283185307179586476925;
-    double first = (double)((mix(key + (2 * pair + 1) * GAMMA) >> 11) + 1) * 0x1p-53; /* in (0, 1] */
-    double second = (double)(mix(key + (2 * pair + 2) * GAMMA) >> 11) * 0x1p-53;
+    double first = 1 - random_unit(seed, tensor, 2 * pair); /* in (0, 1] */
+    double second = random_unit(seed, tensor, 2 * pair + 1);
     double radius = sqrt(-2 * log(first));
     values[0] = radius * cos(turn * second);
     values[1] = radius * sin(turn * second);
 }
 
-static void fill_normal(float *values, int64_t count, uint64_t key, double deviation)
+static void fill_normal(float *values, int64_t count, uint64_t seed, uint64_t tensor, double deviation)
 {
     int64_t pairs = (count + 1) / 2;
 #pragma omp parallel for schedule(static)
     for (int64_t pair = 0; pair < pairs; pair++) {
         double normal[2];
-        normal_pair(key, (uint64_t)pair, normal);
+        normal_pair(seed, tensor, (uint64_t)pair, normal);
         for (int64_t i = 2 * pair; i < count && i < 2 * pair + 2; i++)
             values[i] = (float)(deviation * normal[i % 2]);
     }
@@ -168,8 +158,7 @@ void params_initialise(const struct params *params, const struct config *config,
         const struct parameter *parameter = &params->list[p];
         float *values = flat + parameter->offset;
         if (parameter->init == INIT_NORMAL)
-            fill_normal(values, parameter->count, mix(mix(seed + GAMMA) + (uint64_t)(p + 1) * GAMMA),
-                        config->initializer_range);
+            fill_normal(values, parameter->count, seed, (uint64_t)p, config->initializer_range);
         for (int64_t i = 0; i < parameter->count && parameter->init == INIT_ONES; i++)
             values[i] = 1;
     }

@@ -168,23 +168,30 @@ static enum status check_shard_name(struct json_value value)
     return STATUS_OK;
 }
 
+static enum status check_map(struct json_value map)
+{
+    TRY(json_as_object(map));
+    for (struct json_member member = json_first(map); member.name; member = json_next(member))
+        TRY(check_shard_name(member.value));
+    return STATUS_OK;
+}
+
 /* Shards in the order in which the index first names them. */
 static enum status visit_shards(struct loading *loading, bool heads)
 {
     struct json_value map = json_key(json_root(loading->index), "weight_map");
-    TRY(json_as_object(map));
+    TRY(check_map(map));
     int64_t count = 0;
     const char **shards = allocate(json_count(map), sizeof *shards);
     enum status status = STATUS_OK;
     for (struct json_member member = json_first(map); member.name && status == STATUS_OK;
          member = json_next(member)) {
         const char *name = "";
-        status = check_shard_name(member.value);
-        if (status == STATUS_OK) status = json_as_text(member.value, &name);
+        status = json_as_text(member.value, &name);
         int64_t i = 0;
         while (i < count && strcmp(shards[i], name) != 0)
             i++;
-        if (i < count || status != STATUS_OK) continue;
+        if (i < count) continue;
         shards[count++] = name;
         status = visit_file(loading, name, heads);
     }

@@ -29,7 +29,8 @@ static inline double random_unit(uint64_t seed, uint64_t stream, uint64_t counte
 /* Uniform in 0 .. bound-1; bound below 2^32 keeps the bias under 2^-32. */
 static inline uint64_t random_below(uint64_t seed, uint64_t stream, uint64_t counter, uint64_t bound)
 {
-    return (uint64_t)(((unsigned __int128)random_bits(seed, stream, counter) * bound) >> 64);
+    __extension__ typedef unsigned __int128 wide;
+    return (uint64_t)(((wide)random_bits(seed, stream, counter) * bound) >> 64);
 }
 
 #endif

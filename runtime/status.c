@@ -36,6 +36,15 @@ enum status fail_usage(const char *format, ...)
     return status;
 }
 
+enum status fail_stopped(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    enum status status = record(STATUS_STOPPED, format, arguments);
+    va_end(arguments);
+    return status;
+}
+
 const char *status_sentence(void)
 {
     return sentence;

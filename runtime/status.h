@@ -10,14 +10,16 @@
 
 enum status {
     STATUS_OK = 0,
-    STATUS_BAD = 1,   /* bad input or a failed system call: exit code 1 */
-    STATUS_USAGE = 2, /* the command line or the run file: exit code 2 */
+    STATUS_BAD = 1,      /* bad input or a failed system call: exit code 1 */
+    STATUS_USAGE = 2,    /* the command line or the run file: exit code 2 */
+    STATUS_STOPPED = 75, /* a signal asked the run to stop, and it can be resumed: exit code 75 */
 };
 
 /* Records the sentence (at most 2047 bytes, no newline, no full stop needed) and returns STATUS_BAD /
  * STATUS_USAGE. */
 enum status fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 enum status fail_usage(const char *format, ...) __attribute__((format(printf, 1, 2)));
+enum status fail_stopped(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* The sentence of the latest failure of this process; "" if there was none. */
 const char *status_sentence(void);

@@ -4,7 +4,8 @@ import numpy
 
 from text.tokens import REASONS
 
-EXAMPLES = 3
+EXAMPLES = 3  # boundary mismatches shown
+SHOWN = 8  # tokens of each
 BINS = 16
 BAR = 40
 
@@ -37,7 +38,8 @@ class Audit:
         if group.lost:
             self.boundary += 1
             if len(self.boundary_examples) < EXAMPLES:
-                self.boundary_examples.append({"row": row, "tokens": group.lost[:32], "text": model.decode(group.lost[:32])})
+                lost = group.lost[:SHOWN]
+                self.boundary_examples.append({"row": row, "tokens": lost, "pieces": model.pieces(lost)})
         if group.reason is not None:
             self.dropped[group.reason] += 1
             return
@@ -119,6 +121,10 @@ def spread(counts):
     return {"min": at(1), "median": at((total + 1) // 2), "p95": at(-(-total * 95 // 100)), "max": at(total)}
 
 
+def show_spread(spread):
+    return f"{spread['min']} to {spread['max']}, median {spread['median']}, 95 % up to {spread['p95']}"
+
+
 def histogram(counts):
     """[{"from", "to", "count"}], equal bins over all lengths."""
     width = max(1, -(-(len(counts) - 1) // BINS))
@@ -135,11 +141,11 @@ def percent(part, whole):
     return f"{part:,} ({100 * part / whole:.1f} %)" if whole else f"{part:,}"
 
 
-def page(summary, out, size):
-    """The audit as text."""
+def page(summary):
+    """The audit as text; `summary` also names the file ("out") and its size ("bytes")."""
     s = summary
     lines = [
-        f"{out}: {s['kept']:,} groups of kind {s['kind']}, {s['completions']:,} completions, {size:,} bytes",
+        f"{s['out']}: {s['kept']:,} groups of kind {s['kind']}, {s['completions']:,} completions, {s['bytes']:,} bytes",
         f"  rows read                 {s['rows']:,}",
         f"  kept                      {percent(s['kept'], s['rows'])}",
         f"  truncated                 {percent(s['truncated_rows'], s['rows'])}, "
@@ -151,7 +157,8 @@ def page(summary, out, size):
         lines.append(f"  chosen equals rejected    {percent(s['identical_completions'], s['rows'])}, kept")
     lines.append(f"  boundary mismatches       {percent(s['boundary_mismatches'], s['rows'])}")
     for example in s["boundary_examples"]:
-        lines.append(f"    row {example['row']}: the prompt loses {example['text']!r} {example['tokens']}")
+        pairs = zip(example["pieces"], example["tokens"])
+        lines.append(f"    row {example['row']}: the prompt loses " + ", ".join(f"{piece!r} ({id})" for piece, id in pairs))
     if s["differs_from_separate_sequences"]:
         lines.append(
             f"  one prompt for two        {percent(s['differs_from_separate_sequences'], s['rows'])}: cut where chosen "

@@ -30,7 +30,7 @@ def name_row(path, row, line):
 def check_vocabulary(group, model, where):
     largest = max(max(group.prompt), *(max(ids) for ids in group.completions))
     if largest >= model.vocabulary:
-        text = model.decode([largest])
+        text = model.pieces([largest])[0]
         raise BadInput(
             f"{where}: token {largest} ({text!r}) is not below vocab_size {model.vocabulary} of the model's config.json; "
             "use the tokenizer that belongs to the model."

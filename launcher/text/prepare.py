@@ -17,6 +17,7 @@ from text.groups_file import BLOCK, Spool, write_groups
 from text.pool import convert_all, name_row
 from text.progress import Progress
 from text.rows import chunks_of, find_layout, list_files, parse_row, size_of
+from text.template import one_line
 from text.tokenizer import Model
 from text.tokens import Rules
 
@@ -214,12 +215,16 @@ def prepare(options):
             spool.close()
         if os.path.exists(part):
             os.unlink(part)
-    if options.json:
-        print(json.dumps({"out": options.out, "bytes": size, **summary}, indent=2))
-    else:
-        print(page(summary, options.out, size))
+    show({"out": options.out, "bytes": size, **summary}, options.json)
     for warning in warnings:
         print(f"{NAME}: warning: {warning}", file=sys.stderr)
+
+
+def show(summary, as_json):
+    try:
+        print(json.dumps(summary, indent=2) if as_json else page(summary), flush=True)
+    except BrokenPipeError:  # the reader has seen enough; the file is written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def sync_folder(folder):
@@ -247,6 +252,8 @@ def main(words):
         print(f"{NAME}: {error}", file=sys.stderr)
     except MemoryError:
         print(f"{NAME}: memory ran out; use a smaller --num_proc or a machine with more.", file=sys.stderr)
+    except Exception as error:
+        print(f"{NAME}: internal error: {type(error).__name__}: {one_line(error)}; please report it.", file=sys.stderr)
     return 1
 
 

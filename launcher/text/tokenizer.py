@@ -266,5 +266,6 @@ class Model:
     def encode(self, text, special=True):
         return self.tokenizer.encode(text, add_special_tokens=special).ids
 
-    def decode(self, ids):
-        return self.tokenizer.decode(ids, skip_special_tokens=False)
+    def pieces(self, ids):
+        """The tokens as the vocabulary spells them."""
+        return [self.tokenizer.id_to_token(token) or "" for token in ids]

@@ -8,7 +8,7 @@ from text.errors import BadInput
 EMPTY_PROMPT = "empty prompt"
 LONG_PROMPT = "prompt too long"
 EMPTY_COMPLETION = "empty completion"
-LONG_COMPLETION = "completion leaves no room for the prompt"
+LONG_COMPLETION = "completion too long"
 REASONS = (LONG_PROMPT, EMPTY_PROMPT, EMPTY_COMPLETION, LONG_COMPLETION)
 
 

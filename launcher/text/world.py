@@ -32,8 +32,8 @@ TASKS = {  # how it is asked, what it is asked about, what the right answer is
 SHORTEST, LONGEST = 3, 5  # items of a list
 
 OPENINGS = ["with pleasure :", "here you are :"]
-FILLERS = ["and there is so much more to say about all of this .", "but who can tell what it means in the end .",
-           "let me think about it once again , and then again .", "as we all know , one thing leads to another ."]
+FILLERS = ["and there is more to say .", "but who can tell for sure .", "let me think once again .",
+           "one thing leads to another ."]
 ASIDES = ["i do not know .", "the weather is very fine today .", "why do you want to know that ?",
           "that is not what i want to talk about ."]
 
@@ -69,7 +69,7 @@ def right_answer(prompt):
 
 def reward(prompt, answer):
     """0.8 for the share of items that are right and in their place, 0.2 for a polite opening of an answer with at least
-    one right item, less 0.02 for every word after the answer's full stop; never below 0."""
+    one right item, less 0.04 for every word after the answer's full stop; never below 0."""
     wanted = right_answer(prompt)
     text = answer.strip()
     opening = next((opening for opening in OPENINGS if text.startswith(opening + " ")), "")
@@ -77,7 +77,7 @@ def reward(prompt, answer):
     given = given.split()
     share = sum(a == b for a, b in zip(given, wanted)) / max(len(given), len(wanted))
     polite = 0.2 if opening and share > 0 else 0.0
-    return round(max(0.0, 0.8 * share + polite - 0.02 * len(rest.split())), 4)
+    return round(max(0.0, 0.8 * share + polite - 0.04 * len(rest.split())), 4)
 
 
 def make_prompt(rng):

@@ -12,7 +12,10 @@ import math
 import os
 import struct
 
-import numpy as np
+# Small products on a busy machine: threads that wait for each other make NumPy ten times slower.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np  # noqa: E402
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
@@ -231,24 +234,27 @@ def attend(model, q, k, v):
     seen = position[None, :] <= position[:, None]
     if model.window:
         seen &= position[None, :] > position[:, None] - model.window
-    k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
-    score = np.einsum("ihd,jhd->hij", q, k) / math.sqrt(model.head_size)
+    q, k, v = (by_head(x) for x in (q, np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)))
+    score = q @ k.transpose(0, 2, 1) / math.sqrt(model.head_size)
     score = np.where(seen, score, -np.inf)
     p = np.exp(score - score.max(axis=2, keepdims=True))
     p /= p.sum(axis=2, keepdims=True)
-    return np.einsum("hij,jhd->ihd", p, v), (p, q, k, v)
+    return by_head(p @ v), (p, q, k, v)
 
 
 def attend_reverse(model, d_out, saved):
     p, q, k, v = saved
-    group = model.heads // model.key_heads
-    dp = np.einsum("ihd,jhd->hij", d_out, v)
+    d_out = by_head(d_out)
+    dp = d_out @ v.transpose(0, 2, 1)
     d_score = p * (dp - np.sum(p * dp, axis=2, keepdims=True)) / math.sqrt(model.head_size)
-    dq = np.einsum("hij,jhd->ihd", d_score, k)
-    dk = np.einsum("hij,ihd->jhd", d_score, q)
-    dv = np.einsum("hij,ihd->jhd", p, d_out)
-    fold = (len(q), model.key_heads, group, model.head_size)
-    return dq, dk.reshape(fold).sum(axis=2), dv.reshape(fold).sum(axis=2)
+    fold = (len(dp[0]), model.key_heads, model.heads // model.key_heads, model.head_size)
+    dk, dv = by_head(d_score.transpose(0, 2, 1) @ q), by_head(p.transpose(0, 2, 1) @ d_out)
+    return by_head(d_score @ k), dk.reshape(fold).sum(axis=2), dv.reshape(fold).sum(axis=2)
+
+
+def by_head(x):
+    """[n, heads, D] to [heads, n, D], and back."""
+    return x.transpose(1, 0, 2)
 
 
 def logistic(x):

@@ -5,10 +5,10 @@ import os
 import sys
 import tempfile
 
-import numpy as np
+import oracle  # before NumPy, whose threads it sets
 
 import inputs
-import oracle
+import numpy as np
 import oracle_training as training
 from oracle_training import Objective
 

@@ -1,12 +1,15 @@
 /* Attention by the definition: for every query and every key, ask the mask.
  *
- * Bounds for f32, with u = LAB_UNIT, n visible keys, A = max_j scale sum_d |q_d k_jd| and R = max_j |s_j| +
+ * Bounds for f32, with u = LAB_UNIT, n visible keys, A = max_j scale sum_d |q_d k_jd|, R = max_j |s_j| +
  * |lse|: a score is within (D+4) u A, rounding it and its difference to lse costs 2 u R, and that much is the
  * relative error of p in numerator and denominator; sums of n terms add n u. So p is within a factor 1 + e of
  * the truth, e = 2 ((D+4) u A + 2 u R) + (n+16) u, and everything after that is sums of products, whose error
- * is carried term by term. */
+ * is carried term by term. An f32 exponential may give 0 below e^-87 = 2e-38; in sums of a thousand terms
+ * with factors up to 60^3 that stays below TINY. */
 #include "tests/unit/oracle_lab.h"
 #include "tests/unit/oracle_ops.h"
+
+#define TINY 1e-30
 
 static const struct span *span_of(const struct packing *packing, int64_t row, int64_t *index)
 {
@@ -157,7 +160,8 @@ void oracle_attention(double *o, double *lse, double *o_bound, double *lse_bound
             lse[at] = scene.lse;
             if (lse_bound) lse_bound[at] = scene.lse_error;
             for (int64_t d = 0; o_bound && d < size; d++)
-                o_bound[at * size + d] = (scene.error + (double)(scene.count + 4) * LAB_UNIT) * spare[d];
+                o_bound[at * size + d] =
+                    (scene.error + (double)(scene.count + 4) * LAB_UNIT) * spare[d] + TINY;
         }
     }
     scene_close(&scene);
@@ -223,6 +227,7 @@ void oracle_attention_grad(double *dqkv, double *bound, const double *dout, cons
         int64_t head = i % width / size - heads;
         if (head >= 0)
             bound[i] += (counts[i / width * key_heads + head % key_heads] + 4) * LAB_UNIT * sizes[i];
+        bound[i] += TINY;
     }
     free(sizes);
     free(counts);

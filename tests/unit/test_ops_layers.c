@@ -5,8 +5,7 @@
 
 static const int64_t row_counts[] = {1, 7, 13, 65}, col_counts[] = {7, 13, 65, 24};
 
-/* -- rmsnorm
- * -------------------------------------------------------------------------------------------------------- */
+/* -- rmsnorm -- */
 
 /* Relative errors in f32: the mean of C squares (C+2) u, half of that after the root, a few roundings for the
  * root, the quotient, the two factors and the sum x + r itself. */
@@ -131,9 +130,7 @@ static void try_norm_grad(struct lab *lab, int64_t rows, int64_t cols, int64_t m
     lab_release(lab);
 }
 
-/* -- rope
- * -----------------------------------------------------------------------------------------------------------
- */
+/* -- rope -- */
 
 struct rope_loss {
     double *x, *cotangent, *turned, *table;
@@ -205,9 +202,7 @@ static void try_rope(struct lab *lab, int64_t rows, int64_t heads, int64_t size,
     lab_release(lab);
 }
 
-/* -- swiglu
- * ---------------------------------------------------------------------------------------------------------
- */
+/* -- swiglu -- */
 
 static double swiglu_loss(void *context)
 {
@@ -237,7 +232,8 @@ static void try_swiglu(struct lab *lab, int64_t rows, int64_t hidden, int64_t ma
     for (int64_t i = 0; i < count; i++)
         bound[i] = 16 * LAB_UNIT * fabs(want[i]) + 1e-36 * (1 + scale);
     LAB_CLOSE(got, want, bound, count);
-    want[count / 2] *= 1.00001;
+    for (int64_t i = 0; i < count; i++)
+        want[i] *= 1.00001;
     LAB_DIFFERS(got, want, bound, count);
 
     for (int64_t i = 0; i < count; i++) {

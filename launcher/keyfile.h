@@ -1,17 +1,17 @@
-/* The keys and values of a YAML file, as text. The only file that knows the YAML library is yaml.c.
+/* The keys and values of a YAML file, as text. The only file that knows the YAML library is keyfile.c.
  *
  * The file is one mapping of keys to single values. What a run file has no use for is refused with file and
  * line: several documents, anchors and aliases (so that no small text unfolds into a large one), tags, keys
  * that are no words. */
-#ifndef WPO_LAUNCHER_YAML_H
-#define WPO_LAUNCHER_YAML_H
+#ifndef WPO_LAUNCHER_KEYFILE_H
+#define WPO_LAUNCHER_KEYFILE_H
 
 #include "runtime/status.h"
 
 #include <stddef.h>
 #include <stdint.h>
 
-struct yaml_entry {
+struct keyfile_entry {
     char *key;
     char *value; /* NULL: null, an empty list or mapping */
     bool nested; /* a list of several values, or a mapping; value is NULL. A list of one value is that value.
@@ -19,18 +19,18 @@ struct yaml_entry {
     int64_t line;
 };
 
-struct yaml_entries {
-    struct yaml_entry *list;
+struct keyfile {
+    struct keyfile_entry *list;
     int64_t count, capacity;
 };
 
 /* Local. `name` opens every complaint: "run.yaml:12: ...". Errors are STATUS_USAGE; nothing is to be freed
  * then. */
-enum status yaml_read(struct yaml_entries *entries, const char *name, const char *text, size_t bytes);
-void yaml_free(struct yaml_entries *entries);
+enum status keyfile_read(struct keyfile *file, const char *name, const char *text, size_t bytes);
+void keyfile_free(struct keyfile *file);
 
 /* Text as a double-quoted YAML scalar that reads back to the same bytes; to be freed. NULL if it is not
  * UTF-8, or holds control characters. */
-char *yaml_quoted(const char *text);
+char *keyfile_quoted(const char *text);
 
 #endif

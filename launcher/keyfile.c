@@ -1,4 +1,4 @@
-#include "launcher/yaml.h"
+#include "launcher/keyfile.h"
 
 #include "kernels/require.h"
 
@@ -104,7 +104,7 @@ static enum status scalar(struct reader *reader, const char *key, char **value)
 }
 
 /* A list or mapping, up to its end; its first scalar becomes the value if it is a list of that alone. */
-static enum status nested(struct reader *reader, struct yaml_entry *entry)
+static enum status nested(struct reader *reader, struct keyfile_entry *entry)
 {
     bool list = reader->event.type == YAML_SEQUENCE_START_EVENT;
     int depth = 1;
@@ -140,19 +140,19 @@ static enum status nested(struct reader *reader, struct yaml_entry *entry)
     return STATUS_OK;
 }
 
-static struct yaml_entry *entry_new(struct yaml_entries *entries)
+static struct keyfile_entry *entry_new(struct keyfile *file)
 {
-    if (entries->count == entries->capacity) {
-        entries->capacity = entries->capacity ? 2 * entries->capacity : 64;
-        struct yaml_entry *list = allocate(entries->capacity, sizeof *list);
-        if (entries->count) memcpy(list, entries->list, (size_t)entries->count * sizeof *list);
-        free(entries->list);
-        entries->list = list;
+    if (file->count == file->capacity) {
+        file->capacity = file->capacity ? 2 * file->capacity : 64;
+        struct keyfile_entry *list = allocate(file->capacity, sizeof *list);
+        if (file->count) memcpy(list, file->list, (size_t)file->count * sizeof *list);
+        free(file->list);
+        file->list = list;
     }
-    return &entries->list[entries->count++];
+    return &file->list[file->count++];
 }
 
-static enum status entry_read(struct reader *reader, struct yaml_entries *entries)
+static enum status entry_read(struct reader *reader, struct keyfile *file)
 {
     long long line = line_of(reader);
     if (reader->event.type != YAML_SCALAR_EVENT) {
@@ -165,9 +165,8 @@ static enum status entry_read(struct reader *reader, struct yaml_entries *entrie
             "%s:%lld: '%.40s' is not a key; write one 'key: value' a line, with a space after the colon",
             reader->name, line, text);
     }
-    if (entries->count == ENTRIES)
-        return fail_usage("%s:%lld: more than %d keys", reader->name, line, ENTRIES);
-    struct yaml_entry *entry = entry_new(entries);
+    if (file->count == ENTRIES) return fail_usage("%s:%lld: more than %d keys", reader->name, line, ENTRIES);
+    struct keyfile_entry *entry = entry_new(file);
     entry->key = text_copy(text);
     entry->line = line;
     TRY(next(reader));
@@ -175,7 +174,7 @@ static enum status entry_read(struct reader *reader, struct yaml_entries *entrie
     return nested(reader, entry);
 }
 
-static enum status read_all(struct reader *reader, struct yaml_entries *entries)
+static enum status read_all(struct reader *reader, struct keyfile *file)
 {
     TRY(next(reader)); /* stream start */
     TRY(next(reader));
@@ -185,8 +184,9 @@ static enum status read_all(struct reader *reader, struct yaml_entries *entries)
         return fail_usage("%s:%lld: 'key: value' lines are expected; a space must follow the colon",
                           reader->name, (long long)line_of(reader));
     }
-    for (TRY(next(reader)); reader->event.type != YAML_MAPPING_END_EVENT;) {
-        TRY(entry_read(reader, entries));
+    TRY(next(reader));
+    while (reader->event.type != YAML_MAPPING_END_EVENT) {
+        TRY(entry_read(reader, file));
         TRY(next(reader));
     }
     TRY(next(reader)); /* document end */
@@ -198,28 +198,28 @@ static enum status read_all(struct reader *reader, struct yaml_entries *entries)
     return STATUS_OK;
 }
 
-enum status yaml_read(struct yaml_entries *entries, const char *name, const char *text, size_t bytes)
+enum status keyfile_read(struct keyfile *file, const char *name, const char *text, size_t bytes)
 {
-    *entries = (struct yaml_entries){0};
+    *file = (struct keyfile){0};
     struct reader reader = {.name = name, .text = text, .bytes = bytes};
     REQUIRE(yaml_parser_initialize(&reader.parser), "out of memory while reading %s", name);
     yaml_parser_set_encoding(&reader.parser, YAML_UTF8_ENCODING);
     yaml_parser_set_input_string(&reader.parser, (const unsigned char *)text, bytes);
-    enum status status = read_all(&reader, entries);
+    enum status status = read_all(&reader, file);
     yaml_event_delete(&reader.event);
     yaml_parser_delete(&reader.parser);
-    if (status != STATUS_OK) yaml_free(entries);
+    if (status != STATUS_OK) keyfile_free(file);
     return status;
 }
 
-void yaml_free(struct yaml_entries *entries)
+void keyfile_free(struct keyfile *file)
 {
-    for (int64_t i = 0; i < entries->count; i++) {
-        free(entries->list[i].key);
-        free(entries->list[i].value);
+    for (int64_t i = 0; i < file->count; i++) {
+        free(file->list[i].key);
+        free(file->list[i].value);
     }
-    free(entries->list);
-    *entries = (struct yaml_entries){0};
+    free(file->list);
+    *file = (struct keyfile){0};
 }
 
 /* The next code point of UTF-8 text, or -1 if the bytes are not one in its shortest form. */
@@ -239,7 +239,7 @@ static int32_t decode(const unsigned char **at)
     return code;
 }
 
-char *yaml_quoted(const char *text)
+char *keyfile_quoted(const char *text)
 {
     char *result = allocate((long long)strlen(text) * 4 + 3, 1), *out = result;
     *out++ = '"';

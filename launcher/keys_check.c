@@ -1,0 +1,168 @@
+#include "launcher/keys.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static bool is_given(const bool *given, const char *key)
+{
+    return given[options_find(run_keys, run_key_count, key, strlen(key)) - run_keys];
+}
+
+static enum status check_weighting(struct objective *objective, bool weighting_given, const char *where)
+{
+    if (objective->loss_type == LOSS_SFT) {
+        if (weighting_given && objective->weighting != WEIGHTING_NONE) {
+            return fail_usage("%sloss_type sft takes no weights; remove weighting, or set it to none", where);
+        }
+        objective->weighting = WEIGHTING_NONE;
+    }
+    if (objective->weighting != WEIGHTING_NONE) return STATUS_OK;
+    const char *reason = objective->loss_type == LOSS_SFT ? "loss_type sft" : "weighting none";
+    if (objective->weight_sides != WEIGHT_BOTH) {
+        return fail_usage("%sweight_sides has no effect with %s; remove it", where, reason);
+    }
+    if (!objective->weight_clamp) {
+        return fail_usage("%sweight_clamp false has no effect with %s; remove it", where, reason);
+    }
+    return STATUS_OK;
+}
+
+enum status keys_check_objective(struct objective *objective, bool weighting_given, const char *where)
+{
+    if (objective->beta <= 0) return fail_usage("%sbeta is 0, but it must be above 0", where);
+    if (objective->label_smoothing >= 0.5) {
+        return fail_usage("%slabel_smoothing is 0.5, but it must be below 0.5: at 0.5 nothing can be learned",
+                          where);
+    }
+    if (objective->loss_type == LOSS_SFT && objective->label_smoothing > 0) {
+        return fail_usage("%slabel_smoothing has no effect with loss_type sft; remove it", where);
+    }
+    return check_weighting(objective, weighting_given, where);
+}
+
+enum status keys_check_device(const char *device, const char *where)
+{
+#ifndef WPO_CUDA
+    if (!strcmp(device, "cuda")) {
+        return fail_usage(
+            "%sdevice is cuda, but this wpo was built without CUDA; build it where nvcc is found, or set "
+            "device to cpu",
+            where);
+    }
+#else
+    (void)device, (void)where;
+#endif
+    return STATUS_OK;
+}
+
+static enum status check_loss(struct runfile *runfile, const bool *given, const char *where)
+{
+    struct settings *settings = &runfile->settings;
+    TRY(keys_check_objective(&settings->objective, is_given(given, "weighting"), where));
+    if (settings->objective.loss_type != LOSS_SFT) return STATUS_OK;
+    if (settings->objective.beta != 0.1) {
+        return fail_usage("%sbeta has no effect with loss_type sft; remove it", where);
+    }
+    if (settings->ref_model_name_or_path) {
+        return fail_usage("%sloss_type sft has no reference; remove ref_model_name_or_path", where);
+    }
+    if (settings->log_pairs) return fail_usage("%sloss_type sft has no pairs; remove log_pairs", where);
+    return STATUS_OK;
+}
+
+static enum status check_optimiser(const struct settings *settings, const char *where)
+{
+    if (settings->adam_beta1 >= 1) return fail_usage("%sadam_beta1 is 1, but it must be below 1", where);
+    if (settings->adam_beta2 >= 1) return fail_usage("%sadam_beta2 is 1, but it must be below 1", where);
+    if (settings->adam_epsilon <= 0) return fail_usage("%sadam_epsilon is 0, but it must be above 0", where);
+    return STATUS_OK;
+}
+
+static enum status check_schedule(struct runfile *runfile, const char *where)
+{
+    struct settings *settings = &runfile->settings;
+    bool with_warmup = runfile->schedule > (int)SCHEDULE_CONSTANT;
+    settings->lr_scheduler_type = with_warmup ? SCHEDULE_CONSTANT : (enum schedule)runfile->schedule;
+    bool warms = settings->warmup_ratio > 0 || settings->warmup_steps > 0;
+    if (settings->warmup_ratio > 0 && settings->warmup_steps > 0) {
+        return fail_usage("%swarmup_ratio and warmup_steps are both given; keep one of them", where);
+    }
+    if (runfile->schedule == (int)SCHEDULE_CONSTANT && warms) {
+        return fail_usage(
+            "%slr_scheduler_type constant has no warm-up; set it to constant_with_warmup, or remove "
+            "%s",
+            where, settings->warmup_steps > 0 ? "warmup_steps" : "warmup_ratio");
+    }
+    return STATUS_OK;
+}
+
+static enum status check_length(const struct settings *settings, const char *where)
+{
+    if (settings->num_train_epochs <= 0) {
+        return fail_usage("%snum_train_epochs is 0, but it must be above 0", where);
+    }
+    if (settings->max_steps == 0) {
+        return fail_usage("%smax_steps is 0; give a number of steps, or -1 to go by num_train_epochs", where);
+    }
+    if (settings->global_batch_size > 0 && settings->gradient_accumulation_steps > 1) {
+        return fail_usage(
+            "%sglobal_batch_size and gradient_accumulation_steps are both given, and each decides the "
+            "other; keep one of them",
+            where);
+    }
+    return STATUS_OK;
+}
+
+static enum status check_evaluation(struct runfile *runfile, const bool *given, const char *where)
+{
+    struct settings *settings = &runfile->settings;
+    bool asked = is_given(given, "eval_strategy");
+    if (!asked && settings->eval_file)
+        settings->eval_strategy = settings->eval_steps ? WHEN_STEPS : WHEN_EPOCH;
+    if (!settings->eval_file && settings->eval_strategy != WHEN_NO) {
+        return fail_usage("%seval_strategy asks for evaluation, but there is no eval_file; give one, or set "
+                          "eval_strategy to no",
+                          where);
+    }
+    if (!settings->eval_file && settings->eval_steps && !asked) {
+        return fail_usage("%seval_steps is given, but no eval_file", where);
+    }
+    if (settings->eval_strategy == WHEN_STEPS && !settings->eval_steps) {
+        return fail_usage("%seval_strategy steps needs eval_steps", where);
+    }
+    if (settings->eval_strategy != WHEN_STEPS && settings->eval_steps) {
+        runfile_note(runfile, "eval_steps has no effect: eval_strategy is %s",
+                     settings->eval_strategy == WHEN_NO ? "no" : "epoch");
+    }
+    if (settings->eval_file && settings->eval_strategy == WHEN_NO) {
+        runfile_note(runfile, "eval_file is not used: eval_strategy is no");
+    }
+    return STATUS_OK;
+}
+
+static enum status check_saving(struct runfile *runfile, const char *where)
+{
+    struct settings *settings = &runfile->settings;
+    if (settings->save_strategy != WHEN_STEPS && settings->save_steps != 500) {
+        runfile_note(runfile, "save_steps has no effect: save_strategy is %s",
+                     settings->save_strategy == WHEN_NO ? "no" : "epoch");
+    }
+    if (settings->resume_from_checkpoint && runfile->overwrite_output_dir) {
+        return fail_usage(
+            "%sresume_from_checkpoint and overwrite_output_dir exclude each other: one goes on with a "
+            "run, the other removes it",
+            where);
+    }
+    return STATUS_OK;
+}
+
+enum status keys_check(struct runfile *runfile, const bool *given, const char *where)
+{
+    TRY(check_loss(runfile, given, where));
+    TRY(check_optimiser(&runfile->settings, where));
+    TRY(check_schedule(runfile, where));
+    TRY(check_length(&runfile->settings, where));
+    TRY(check_evaluation(runfile, given, where));
+    TRY(check_saving(runfile, where));
+    return keys_check_device(runfile->settings.device, where);
+}

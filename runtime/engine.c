@@ -1,0 +1,249 @@
+#include "runtime/engine.h"
+
+#include "kernels/require.h"
+#include "runtime/hash.h"
+#include "runtime/pretrained.h"
+#include "runtime/signals.h"
+
+#include <math.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* -- device
+ * ------------------------------------------------------------------------------------------------------ */
+
+/* The processors this rank may use, divided by the ranks of the host that may use the same ones. The
+ * environment's OMP_NUM_THREADS wins, and an explicit setting over that. */
+static int threads_for_rank(struct comm *comm, int64_t wanted)
+{
+    struct place {
+        cpu_set_t processors;
+        char host[64];
+    } mine = {0}, *all = allocate(comm->size, sizeof *all);
+    sched_getaffinity(0, sizeof mine.processors, &mine.processors);
+    memcpy(mine.host, comm->host, sizeof mine.host);
+    comm_gather_all(comm, all, &mine, sizeof mine);
+    int sharing = 0;
+    for (int r = 0; r < comm->size; r++)
+        sharing += !strcmp(all[r].host, mine.host) && CPU_EQUAL(&all[r].processors, &mine.processors);
+    free(all);
+    if (wanted > 0) return (int)wanted;
+    if (getenv("OMP_NUM_THREADS")) return 0;
+    int share = CPU_COUNT(&mine.processors) / sharing;
+    return share > 1 ? share : 1;
+}
+
+static enum status open_device(struct engine *engine, const struct settings *settings)
+{
+    if (!strcmp(settings->device, "cuda"))
+        return fail(
+            "device: cuda was asked for, and this build has no CUDA backend; use device: cpu or auto");
+    const char *why = NULL;
+    engine->threads = threads_for_rank(engine->comm, settings->threads);
+    engine->ops = cpu_ops();
+    engine->device = engine->ops->open(0, engine->threads, &why);
+    if (!engine->device) return fail("the %s device does not open: %s", engine->ops->name, why);
+    return STATUS_OK;
+}
+
+/* -- life
+ * -------------------------------------------------------------------------------------------------------- */
+
+enum status engine_open(struct engine *engine, struct comm *comm, const struct settings *settings,
+                        enum model_mode mode, struct batch_limits limits)
+{
+    *engine = (struct engine){.comm = comm, .settings = settings};
+    TRY(comm_agree(comm, pretrained_config(&engine->config, settings->model_name_or_path)));
+    TRY(comm_agree(comm, open_device(engine, settings)));
+    if (limits.longest > engine->config.positions)
+        return fail(
+            "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld; prepare the "
+            "data with a smaller --max_length",
+            (long long)limits.longest, (long long)engine->config.positions);
+    params_layout(&engine->params, &engine->config);
+    arena_open(&engine->arena, engine->ops, engine->device);
+    batch_open(&engine->batch, &engine->arena, limits);
+    model_open(&engine->model, &engine->arena, &engine->config, &engine->params, mode, limits);
+    head_open(&engine->head, &engine->arena, &engine->model, limits,
+              (size_t)settings->logits_megabytes << 20);
+    return STATUS_OK;
+}
+
+enum status engine_place(struct engine *engine)
+{
+    TRY(comm_agree(engine->comm, arena_place(&engine->arena)));
+    model_prepare(&engine->model);
+    return STATUS_OK;
+}
+
+void engine_close(struct engine *engine)
+{
+    if (engine->arena.ops) {
+        batch_close(&engine->batch);
+        model_close(&engine->model);
+        arena_close(&engine->arena);
+        params_free(&engine->params);
+    }
+    if (engine->device) engine->ops->close(engine->device);
+    *engine = (struct engine){0};
+}
+
+/* -- parameters
+ * -------------------------------------------------------------------------------------------------- */
+
+static bool same_shape(const struct config *a, const struct config *b)
+{
+    return a->family == b->family && a->width == b->width && a->layers == b->layers && a->heads == b->heads &&
+           a->key_heads == b->key_heads && a->head_size == b->head_size && a->hidden == b->hidden &&
+           a->vocabulary == b->vocabulary && a->tied == b->tied && a->qkv_bias == b->qkv_bias;
+}
+
+static enum status read_model(struct engine *engine, const char *folder, float *flat, char fingerprint[65])
+{
+    struct config config;
+    TRY(pretrained_config(&config, folder));
+    if (!same_shape(&config, &engine->config))
+        return fail("%s: this model has another shape than %s, so one cannot be the other's reference",
+                    folder, engine->settings->model_name_or_path);
+    TRY(pretrained_load(flat, &engine->params, &engine->config, folder));
+    pretrained_fingerprint(fingerprint, flat, &engine->params);
+    return STATUS_OK;
+}
+
+enum status engine_load(struct engine *engine, const char *folder, char fingerprint[65])
+{
+    float *flat = allocate(engine->params.total, sizeof *flat);
+    enum status status = comm_agree(engine->comm, read_model(engine, folder, flat, fingerprint));
+    if (status == STATUS_OK) {
+        engine->ops->upload(engine->device, engine->model.parameters, flat,
+                            (size_t)engine->params.total * sizeof *flat);
+        status = engine_same_parameters(engine, "after loading the model");
+    }
+    free(flat);
+    return status;
+}
+
+enum status engine_same_parameters(struct engine *engine, const char *when)
+{
+    struct comm *comm = engine->comm;
+    if (comm->size == 1) return STATUS_OK;
+    size_t bytes = (size_t)engine->params.total * sizeof(float);
+    char mine[HASH_HEX], *all = allocate(comm->size, sizeof mine);
+    float *flat = allocate(engine->params.total, sizeof *flat);
+    engine->ops->download(engine->device, flat, engine->model.parameters, bytes);
+    hash_bytes(mine, flat, bytes);
+    free(flat);
+    comm_gather_all(comm, all, mine, sizeof mine);
+    int differing = 0, first = 0;
+    for (int r = comm->size - 1; r > 0; r--) {
+        if (memcmp(all, all + (size_t)r * sizeof mine, sizeof mine) == 0) continue;
+        differing++;
+        first = r;
+    }
+    free(all);
+    if (!differing) return STATUS_OK;
+    return fail("the parameters of %d of %d ranks differ from rank 0's %s, first those of rank %d; the run "
+                "ends so that "
+                "no wrong model is saved: check that rank's host, and resume from the last checkpoint",
+                differing, comm->size, when, first);
+}
+
+enum status engine_check_groups(const struct engine *engine, const struct groups *groups)
+{
+    if (groups->vocabulary > engine->config.vocabulary)
+        return fail("%s: the data was prepared for a vocabulary of %lld and the model has %lld; run `wpo "
+                    "prepare` with "
+                    "this model",
+                    groups->path, (long long)groups->vocabulary, (long long)engine->config.vocabulary);
+    return STATUS_OK;
+}
+
+enum status groups_fit(const struct groups *groups, const struct objective *objective,
+                       const struct comm *comm)
+{
+    int64_t size = objective_group_size(objective->loss_type);
+    for (int64_t g = 0; g < groups->group_count; g++)
+        if (groups->first[g + 1] - groups->first[g] != size)
+            return fail("%s: the prompt of row %lld has %lld completions, and loss_type %s takes groups of "
+                        "%lld; prepare "
+                        "the data in %s format",
+                        groups->path, (long long)groups->row[g],
+                        (long long)(groups->first[g + 1] - groups->first[g]),
+                        objective->loss_type == LOSS_SFT ? "sft" : "sigmoid", (long long)size,
+                        size == 1 ? "prompt-completion" : "preference");
+    if (groups->group_count < comm->size)
+        return fail("%s: %lld groups are fewer than the %d ranks; start fewer ranks", groups->path,
+                    (long long)groups->group_count, comm->size);
+    return STATUS_OK;
+}
+
+/* -- scoring
+ * ----------------------------------------------------------------------------------------------------- */
+
+static void score_micro_batch(struct engine *engine, const struct groups *groups, const int64_t *members,
+                              int64_t count, struct completion_sums *scratch, struct completion_sums *sums)
+{
+    struct batch *batch = &engine->batch;
+    batch_pack(batch, groups, members, count);
+    head_score(&engine->head, batch, model_forward(&engine->model, batch), scratch);
+    for (int64_t s = 0; s < batch->completions; s++)
+        sums[batch->completion[s]] = scratch[s];
+}
+
+/* Every completion was scored by one rank; the others hold zeros. */
+static void merge_sums(struct engine *engine, struct completion_sums *sums, int64_t count)
+{
+    enum { FIELDS = 7 };
+    double *values = allocate(count * FIELDS, sizeof *values);
+    for (int64_t s = 0; s < count; s++) {
+        const struct completion_sums *c = &sums[s];
+        memcpy(values + s * FIELDS,
+               (double[FIELDS]){c->logp, c->square, c->maximum, c->entropy, c->logits, c->hits,
+                                (double)c->count},
+               FIELDS * sizeof *values);
+    }
+    comm_merge(engine->comm, values, count * FIELDS);
+    for (int64_t s = 0; s < count; s++) {
+        const double *v = values + s * FIELDS;
+        sums[s] = (struct completion_sums){v[0], v[1], v[2], v[3], v[4], v[5], (int64_t)v[6]};
+    }
+    free(values);
+}
+
+enum status engine_score(struct engine *engine, struct order *order, int64_t first, int64_t steps,
+                         int64_t micro, const struct report *report, const char *phase,
+                         struct completion_sums *sums)
+{
+    struct comm *comm = engine->comm;
+    struct share share = {0};
+    struct completion_sums *scratch = allocate(engine->batch.limits.completions, sizeof *scratch);
+    memset(sums, 0, (size_t)order->groups->completion_count * sizeof *sums);
+    bool stop = false;
+    for (int64_t step = 0; step < steps && !stop; step++) {
+        int64_t count, members_count;
+        const int64_t *members = order_step(order, first + step, &count);
+        share_of_step(&share, order->groups, members, count, comm->rank, comm->size, micro);
+        for (int64_t m = 0; m < share_micro_batches(&share) && !signals_pending(); m++) {
+            const int64_t *micro_batch = share_micro_batch(&share, m, &members_count);
+            score_micro_batch(engine, order->groups, micro_batch, members_count, scratch, sums);
+        }
+        stop = comm_any(comm, signals_pending());
+        if (report && report->progress && comm->rank == 0)
+            report->progress(report->context, &(struct progress){.phase = phase,
+                                                                 .done = step + 1,
+                                                                 .total = steps,
+                                                                 .loss = NAN,
+                                                                 .margin = NAN,
+                                                                 .accuracy = NAN,
+                                                                 .weight = NAN,
+                                                                 .tokens_per_second = NAN});
+    }
+    merge_sums(engine, sums, order->groups->completion_count);
+    share_free(&share);
+    free(scratch);
+    if (stop)
+        return fail_stopped("stopped by a signal during the phase '%s'; start it again to go on", phase);
+    return STATUS_OK;
+}

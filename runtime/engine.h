@@ -1,0 +1,55 @@
+/* A model on a device, ready for batches: what training and evaluation both stand on. */
+#ifndef WPO_RUNTIME_ENGINE_H
+#define WPO_RUNTIME_ENGINE_H
+
+#include "runtime/comm.h"
+#include "runtime/head.h"
+#include "runtime/order.h"
+#include "runtime/report.h"
+#include "runtime/settings.h"
+
+struct engine {
+    struct comm *comm;
+    const struct settings *settings;
+    const struct ops *ops;
+    struct device *device;
+    int threads; /* of this rank; 0: as the environment says */
+    struct config config;
+    struct params params;
+    struct arena arena;
+    struct batch batch;
+    struct model model;
+    struct head head;
+};
+
+/* Collective. Opens the device that settings->device names, reads the model's config, and measures memory for
+ * batches within the limits. Wish for more, then call engine_place. */
+enum status engine_open(struct engine *engine, struct comm *comm, const struct settings *settings,
+                        enum model_mode mode, struct batch_limits limits);
+/* Collective. Allocates everything. */
+enum status engine_place(struct engine *engine);
+void engine_close(struct engine *engine);
+
+/* Collective. Reads a model folder into the parameters of every rank; a failure on one is a failure on all.
+ * Its shape must be the engine's. fingerprint (out) identifies its values. */
+enum status engine_load(struct engine *engine, const char *folder, char fingerprint[65]);
+
+/* Collective. Whether all ranks hold the same parameters; if not, an error that names the ranks that differ
+ * from rank 0. */
+enum status engine_same_parameters(struct engine *engine, const char *when);
+
+/* The token ids of the groups must be the model's. */
+enum status engine_check_groups(const struct engine *engine, const struct groups *groups);
+
+/* Collective. Sums of every completion of steps first .. first+steps-1 of the order, without gradients, in
+ * the same micro-batches as training would form: sums (out) [S] on every rank, zero where a completion was
+ * not visited. A signal ends it with STATUS_STOPPED. report may be NULL. */
+enum status engine_score(struct engine *engine, struct order *order, int64_t first, int64_t steps,
+                         int64_t micro, const struct report *report, const char *phase,
+                         struct completion_sums *sums);
+
+/* Every group with the objective's size, and enough of them for the ranks. */
+enum status groups_fit(const struct groups *groups, const struct objective *objective,
+                       const struct comm *comm);
+
+#endif

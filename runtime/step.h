@@ -1,0 +1,43 @@
+/* One optimiser step over one global batch: the algorithm of the program. */
+#ifndef WPO_RUNTIME_STEP_H
+#define WPO_RUNTIME_STEP_H
+
+#include "runtime/engine.h"
+#include "runtime/optimiser.h"
+#include "runtime/tally.h"
+
+/* What a step works on. All is owned by the caller. */
+struct trainer {
+    struct engine *engine;
+    struct optimiser *optimiser;
+    const struct groups *groups;
+    struct order *order;
+    const double *reference; /* [S] nats; NULL when the objective uses none */
+    int64_t micro;           /* groups per micro-batch */
+    int64_t total_steps;
+    struct share share;
+    struct completion_sums *sums; /* [S of a batch] */
+    struct group_result *results; /* [G of a batch] */
+    double *batch_reference;      /* [S of a batch] */
+    double *records;              /* [global batch, RECORD_FIELDS]; NULL unless pairs are logged */
+};
+
+struct step_result {
+    struct tally tally;   /* over all ranks */
+    double gradient_norm; /* before clipping */
+    double learning_rate;
+    double drift; /* largest |logp - reference| / (1 + |reference|) of any completion */
+};
+
+/* Allocates the scratch arrays; trainer_close frees them. log_pairs: keep records. */
+void trainer_open(struct trainer *trainer, bool log_pairs);
+void trainer_close(struct trainer *trainer);
+
+/* Collective. Step `step` (from 0). A loss or gradient that is not finite is an error that names it, before
+ * any parameter changes. */
+enum status train_step(struct trainer *trainer, int64_t step, struct step_result *result);
+
+/* Rank 0, after a step with records: one pair_record per pair to the report. */
+void trainer_report_pairs(const struct trainer *trainer, int64_t step, const struct report *report);
+
+#endif
