@@ -160,7 +160,7 @@ static enum status set_foreign(const struct assignment *a, char **without_effect
         return fail_usage("%s asks for more than wpo has: %s; remove the key", a->where, foreign->instead);
     }
     if (a->value && !any && !key_accepts(foreign, a->value)) {
-        return fail_usage("%s is '%.60s', but wpo has no such choice: %s; remove the key", a->where, a->value,
+        return fail_usage("%s is '%.60s', which wpo does not do: %s; remove the key", a->where, a->value,
                           foreign->instead);
     }
     char *list = *without_effect ? text_format("%s, %s", *without_effect, a->name) : text_copy(a->name);
@@ -249,7 +249,8 @@ static char *value_text(const struct option *key, const struct runfile *runfile)
         free(text);
         return text_copy("null");
     }
-    if (key->kind != OPTION_TEXT) return text;
+    bool plain = key->kind != OPTION_TEXT && strcmp(text, "no"); /* which YAML 1.1 takes for false */
+    if (plain) return text;
     char *quoted = keyfile_quoted(text);
     REQUIRE(quoted, "a checked text of %s cannot be quoted", key->name);
     free(text);

@@ -3,7 +3,7 @@
 A group is (prompt, [completion, ...]); of a pair the chosen completion comes first."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,6 +33,8 @@ def completion_log_weight(result, weighting):
 
 def pair_weight(objective, chosen, rejected):
     """w(x, y_w) w(x, y_l), at most 1 when clamped. No gradient flows through it."""
+    if objective.weighting == "none":
+        return 1.0
     weight = 1.0
     if objective.weight_sides in ("both", "chosen"):
         weight *= math.exp(completion_log_weight(chosen, objective.weighting))
@@ -92,19 +94,24 @@ class Step:
         values = {"loss": self.loss, "entropy": token_mean(flat, "entropy")}
         if self.objective.loss_type == "sft":
             return {**values, "mean_token_accuracy": token_mean(flat, "hits")}
-        weights, rewards = np.array(self.weights), {}
+        weights, sums, rewards = np.array(self.weights), {}, {}
         values["mean_token_accuracy"] = token_mean([results[0] for results in self.scores], "hits")
         for side, name in enumerate(("chosen", "rejected")):
             results = [results[side] for results in self.scores]
-            sums = np.array([result.logp.sum() for result in results])
-            rewards[name] = self.objective.beta * (sums - np.array([pair[side] for pair in self.reference]))
-            values[f"logps/{name}"] = sums.mean()
+            sums[name] = np.array([result.logp.sum() for result in results])
+            rewards[name] = self.objective.beta * (sums[name] - np.array([pair[side] for pair in self.reference]))
+            values[f"logps/{name}"] = sums[name].mean()
             values[f"logits/{name}"] = token_mean(results, "logits")
+            values[f"lengths/{name}"] = np.mean([result.count for result in results])
             values[f"rewards/{name}"] = rewards[name].mean()
+        values["logps/accuracies"] = np.mean(sums["chosen"] > sums["rejected"])
         values["rewards/accuracies"] = np.mean(rewards["chosen"] > rewards["rejected"])
         values["rewards/margins"] = np.mean(rewards["chosen"] - rewards["rejected"])
         values["weights/mean"], values["weights/min"] = weights.mean(), weights.min()
         values["weights/max"] = weights.max()
+        free = replace(self.objective, weight_clamp=False)
+        above = [pair_weight(free, *results) > 1 for results in self.scores]
+        values["weights/clamped"] = np.mean(above) if self.objective.weight_clamp else 0
         values["weights/effective_pairs"] = weights.sum() ** 2 / np.sum(weights**2)
         return {name: float(value) for name, value in values.items()}
 

@@ -106,7 +106,7 @@ class Case:
         within("logp", abs(record["logp"] - total), LOGP * abs(total) + TOKEN * result.count, what)
         if self.reference:
             expected = self.reference[group][side]
-            within("reference", abs(record["reference_logp"] - expected), LOGP * abs(expected) + TOKEN * result.count,
+            within("reference", abs(record["reference"] - expected), LOGP * abs(expected) + TOKEN * result.count,
                    what)
         for weighting in training.WEIGHTINGS:
             log_weight = training.completion_log_weight(result, weighting)
@@ -134,16 +134,20 @@ class Case:
             return 2 * WEIGHT * abs(expected)
         return TOKEN * 10 if name in ("entropy", "logits/chosen", "logits/rejected") else 1e-12
 
-    def check_gradients(self, folder, objective):
+    def check_gradients(self, folder, objective, *more):
         path = os.path.join(folder, "gradients.bin")
-        run(os.path.join(BUILD, "tests", "tool_gradients"), self.model_folder, self.groups_path,
-            self.other_folder or self.model_folder, path,
-            *[word if word not in ("true", "false") else str(int(word == "true")) for word in options(objective)])
+        output = run(os.path.join(BUILD, "tests", "tool_gradients"), self.model_folder, self.groups_path,
+                     self.other_folder or self.model_folder, path,
+                     *[{"true": 1, "false": 0}.get(word, word) for word in options(objective)], *more)
         got = oracle.unflatten(self.model, np.fromfile(path, "<f4"))
         step = training.Step(self.model, self.groups, self.reference, objective)
         for name, expected in step.gradients.items():
-            norm = np.linalg.norm(expected)
-            within("gradient", np.linalg.norm(got[name] - expected) / norm, GRADIENT, f"{self.name} {objective} {name}")
+            error = np.linalg.norm(got[name] - expected) / np.linalg.norm(expected)
+            within("gradient", error, GRADIENT, f"{self.name} {objective} {name}")
+        said, norm = json.loads(output), training.global_norm(step.gradients)
+        within("norm of the gradient", abs(said["grad_norm"] / norm - 1), GRADIENT, f"{self.name} {objective}")
+        within("loss of training", abs(said["loss"] - step.loss), self.metric_tolerance("loss", step.loss, step),
+               f"{self.name} {objective}")
 
 
 # -- the trained checkpoint on real pairs ------------------------------------------------------------------------------

@@ -1,0 +1,265 @@
+#include "runtime/run.h"
+
+#include "runtime/files.h"
+#include "runtime/pretrained.h"
+#include "runtime/reference.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+double run_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+void run_note(const struct run *run, const char *format, ...)
+{
+    if (run->comm->rank != 0 || !run->report->note) return;
+    char sentence[2048];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(sentence, sizeof sentence, format, arguments);
+    va_end(arguments);
+    run->report->note(run->report->context, sentence);
+}
+
+/* -- opening
+ * ----------------------------------------------------------------------------------------------------- */
+
+static enum status open_data(struct run *run)
+{
+    const struct settings *settings = run->settings;
+    TRY(groups_open(&run->groups, settings->train_file));
+    TRY(groups_fit(&run->groups, &settings->objective, run->comm));
+    if (!settings->eval_file) return STATUS_OK;
+    TRY(groups_open(&run->eval_groups, settings->eval_file));
+    run->has_eval = true;
+    return groups_fit(&run->eval_groups, &settings->objective, run->comm);
+}
+
+/* A resumed run keeps the global batch, the seed and the data it began with, whatever the number of ranks. */
+static enum status check_resumed(struct run *run)
+{
+    const struct settings *settings = run->settings;
+    TRY(checkpoint_state_read(&run->state, run->checkpoint));
+    if (settings->global_batch_size > 0 && settings->global_batch_size != run->state.global_batch)
+        return fail("%s: the run was started with a global batch of %lld, and global_batch_size is %lld now; "
+                    "a resumed "
+                    "run keeps its batch",
+                    run->checkpoint, (long long)run->state.global_batch,
+                    (long long)settings->global_batch_size);
+    if (settings->seed != run->state.seed)
+        return fail("%s: the run was started with seed %llu, and seed is %llu now; a resumed run keeps its "
+                    "order of data",
+                    run->checkpoint, (unsigned long long)run->state.seed, (unsigned long long)settings->seed);
+    if (strcmp(run->groups.fingerprint, run->state.data_fingerprint) != 0)
+        return fail("%s: the run was started on other data than %s; resume with the same train_file",
+                    run->checkpoint, settings->train_file);
+    return STATUS_OK;
+}
+
+static enum status plan_steps(struct run *run)
+{
+    const struct settings *settings = run->settings;
+    int64_t batch = run->checkpoint ? run->state.global_batch : settings->global_batch_size;
+    if (batch <= 0)
+        batch =
+            settings->per_device_train_batch_size * settings->gradient_accumulation_steps * run->comm->size;
+    if (batch < run->comm->size)
+        return fail("a global batch of %lld groups leaves ranks idle: start at most %lld ranks, or raise "
+                    "global_batch_size",
+                    (long long)batch, (long long)batch);
+    order_open(&run->order, &run->groups, batch, settings->seed, true);
+    if (run->has_eval)
+        order_open(&run->eval_order, &run->eval_groups,
+                   settings->per_device_eval_batch_size * run->comm->size, 0, false);
+    int64_t per_epoch = order_steps_per_epoch(&run->order);
+    run->total_steps = settings->max_steps > 0
+                           ? settings->max_steps
+                           : (int64_t)ceil(settings->num_train_epochs * (double)per_epoch);
+    run->state.global_batch = batch;
+    run->state.seed = settings->seed;
+    run->state.world = run->comm->size;
+    return STATUS_OK;
+}
+
+static enum status open_engine(struct run *run)
+{
+    const struct settings *settings = run->settings;
+    struct batch_limits limits = batch_measure(&run->groups, settings->per_device_train_batch_size);
+    if (run->has_eval)
+        limits = batch_limits_union(limits,
+                                    batch_measure(&run->eval_groups, settings->per_device_eval_batch_size));
+    enum model_mode mode = settings->gradient_checkpointing ? MODEL_RECOMPUTE : MODEL_TRAIN;
+    struct engine *e = &run->engine;
+    TRY(engine_open(e, run->comm, settings, mode, limits));
+    TRY(engine_check_groups(e, &run->groups));
+    if (run->has_eval) TRY(engine_check_groups(e, &run->eval_groups));
+    optimiser_open(&run->optimiser, &e->arena, run->comm, &e->model, settings->zero_stage);
+    TRY(engine_place(e));
+    optimiser_prepare(&run->optimiser);
+    char *table = arena_table(&e->arena);
+    run_note(run, "memory per rank: %.1f MiB planned (%s)", (double)e->arena.bytes / 0x1p20, table);
+    free(table);
+    return STATUS_OK;
+}
+
+/* -- reference
+ * --------------------------------------------------------------------------------------------------- */
+
+/* NaN where the first `steps` steps do not come; those that come must be known. */
+static bool reference_complete(const double *logp, struct order *order, int64_t steps)
+{
+    int64_t per_epoch = order_steps_per_epoch(order);
+    for (int64_t step = 0; step < (steps < per_epoch ? steps : per_epoch); step++) {
+        int64_t count;
+        const int64_t *members = order_step(order, step, &count);
+        for (int64_t i = 0; i < count; i++)
+            for (int64_t s = order->groups->first[members[i]]; s < order->groups->first[members[i] + 1]; s++)
+                if (isnan(logp[s])) return false;
+    }
+    return true;
+}
+
+/* Log-probabilities under the parameters that the engine holds, from the cache or computed into it. */
+static enum status reference_for(struct run *run, struct order *order, int64_t steps, int64_t micro,
+                                 const char *fingerprint, const char *file, double **out)
+{
+    const struct groups *groups = order->groups;
+    struct reference_key key;
+    memcpy(key.model, fingerprint, sizeof key.model);
+    memcpy(key.data, groups->fingerprint, sizeof key.data);
+    snprintf(key.backend, sizeof key.backend, "%s", run->engine.ops->name);
+    int64_t count = groups->completion_count, per_epoch = order_steps_per_epoch(order);
+    double *logp = *out = allocate(count, sizeof *logp);
+
+    char *path = files_join(run->settings->output_dir, file);
+    bool found;
+    enum status status = comm_agree(run->comm, reference_read(logp, &found, groups, &key, path));
+    if (status == STATUS_OK && !comm_any(run->comm, !found) && reference_complete(logp, order, steps)) {
+        run_note(run, "reference log-probabilities: read from %s", path);
+    } else if (status == STATUS_OK) {
+        double start = run_seconds();
+        struct completion_sums *sums = allocate(count, sizeof *sums);
+        status = engine_score(&run->engine, order, 0, steps < per_epoch ? steps : per_epoch, micro,
+                              run->report, "reference", sums);
+        for (int64_t s = 0; s < count; s++)
+            logp[s] = sums[s].count ? sums[s].logp : NAN;
+        free(sums);
+        if (status == STATUS_OK)
+            status = comm_agree(run->comm,
+                                run->comm->rank == 0 ? reference_write(logp, groups, &key, path) : STATUS_OK);
+        run_note(run, "reference log-probabilities of %s: computed in %.1f s", groups->path,
+                 run_seconds() - start);
+    }
+    free(path);
+    return status;
+}
+
+/* Leaves the starting policy in the engine. */
+static enum status load_models(struct run *run)
+{
+    const struct settings *settings = run->settings;
+    const char *policy = settings->model_name_or_path;
+    const char *reference = settings->ref_model_name_or_path ? settings->ref_model_name_or_path : policy;
+    char fingerprint[65];
+    run->has_reference = objective_uses_reference(settings->objective.loss_type);
+    if (run->has_reference) {
+        TRY(engine_load(&run->engine, reference, fingerprint));
+        TRY(reference_for(run, &run->order, run->total_steps, settings->per_device_train_batch_size,
+                          fingerprint, "reference.h5", &run->reference));
+        if (run->has_eval)
+            TRY(reference_for(run, &run->eval_order, order_steps_per_epoch(&run->eval_order),
+                              settings->per_device_eval_batch_size, fingerprint, "reference-eval.h5",
+                              &run->eval_reference));
+    }
+    if (!run->has_reference || strcmp(reference, policy) != 0)
+        TRY(engine_load(&run->engine, policy, run->state.model_fingerprint));
+    else
+        memcpy(run->state.model_fingerprint, fingerprint, sizeof fingerprint);
+    run->policy_is_reference = run->has_reference && !strcmp(run->state.model_fingerprint, fingerprint);
+    return STATUS_OK;
+}
+
+static enum status load_checkpoint(struct run *run)
+{
+    char fingerprint[65];
+    memcpy(fingerprint, run->state.model_fingerprint, sizeof fingerprint);
+    checkpoint_state_free(&run->state);
+    TRY(checkpoint_load(run->comm, run->checkpoint, &run->engine.params, &run->state, run->optimiser.pieces,
+                        run->optimiser.piece_count));
+    if (strcmp(fingerprint, run->state.model_fingerprint) != 0)
+        return fail(
+            "%s: the run was started from another model than %s; resume with the same model_name_or_path",
+            run->checkpoint, run->settings->model_name_or_path);
+    optimiser_spread(&run->optimiser);
+    run_note(run, "resumed from %s: step %lld of %lld, written by %lld ranks", run->checkpoint,
+             (long long)run->state.step, (long long)run->total_steps, (long long)run->state.world);
+    return engine_same_parameters(&run->engine, "after loading the checkpoint");
+}
+
+/* The texts that go into every checkpoint. */
+static enum status collect_texts(struct run *run)
+{
+    free(run->state.run_file);
+    free(run->state.config);
+    run->state.config = NULL;
+    run->state.run_file = text_copy(run->run_file);
+    memcpy(run->state.data_fingerprint, run->groups.fingerprint, sizeof run->state.data_fingerprint);
+    run->state.world = run->comm->size;
+    char *path = files_join(run->settings->model_name_or_path, "config.json");
+    size_t bytes;
+    enum status status = files_read(&run->state.config, &bytes, path, 1 << 20);
+    free(path);
+    return status;
+}
+
+enum status run_open(struct run *run)
+{
+    const struct settings *settings = run->settings;
+    TRY(comm_agree(run->comm, open_data(run)));
+    if (settings->resume_from_checkpoint)
+        TRY(checkpoint_find(run->comm, settings->output_dir, settings->resume_from_checkpoint,
+                            &run->checkpoint));
+    if (run->checkpoint) TRY(comm_agree(run->comm, check_resumed(run)));
+    TRY(plan_steps(run));
+    TRY(open_engine(run));
+    TRY(load_models(run));
+    if (run->checkpoint) TRY(load_checkpoint(run));
+    TRY(comm_agree(run->comm, collect_texts(run)));
+    run->trainer = (struct trainer){.engine = &run->engine,
+                                    .optimiser = &run->optimiser,
+                                    .groups = &run->groups,
+                                    .order = &run->order,
+                                    .reference = run->reference,
+                                    .micro = settings->per_device_train_batch_size,
+                                    .total_steps = run->total_steps};
+    trainer_open(&run->trainer, settings->log_pairs);
+    tally_clear(&run->window);
+    run_note(run, "training: %lld groups, %lld a step, %lld steps, %d ranks of %d threads, %lld parameters",
+             (long long)run->groups.group_count, (long long)run->state.global_batch,
+             (long long)run->total_steps, run->comm->size, run->engine.threads,
+             (long long)config_parameters(&run->engine.config));
+    return STATUS_OK;
+}
+
+void run_close(struct run *run)
+{
+    trainer_close(&run->trainer);
+    if (run->engine.arena.ops) optimiser_close(&run->optimiser);
+    engine_close(&run->engine);
+    order_close(&run->order);
+    order_close(&run->eval_order);
+    groups_close(&run->groups);
+    groups_close(&run->eval_groups);
+    checkpoint_state_free(&run->state);
+    free(run->reference);
+    free(run->eval_reference);
+    free(run->checkpoint);
+}

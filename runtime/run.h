@@ -1,0 +1,37 @@
+/* What one training run holds, from opening to closing. Private to run.c and train.c. */
+#ifndef WPO_RUNTIME_RUN_H
+#define WPO_RUNTIME_RUN_H
+
+#include "runtime/step.h"
+
+/* Everything one run holds. */
+struct run {
+    struct comm *comm;
+    const struct settings *settings;
+    const struct report *report;
+    const char *run_file;
+    struct groups groups, eval_groups;
+    bool has_eval, has_reference, policy_is_reference;
+    struct order order, eval_order;
+    struct engine engine;
+    struct optimiser optimiser;
+    struct trainer trainer;
+    double *reference, *eval_reference; /* [S] */
+    char *checkpoint;                   /* folder to resume from, or NULL */
+    struct checkpoint_state state;
+    int64_t total_steps;
+    struct tally window; /* since the last record */
+    double window_seconds, window_norm, window_rate;
+    int64_t window_steps;
+};
+
+/* Collective. Opens files, model, optimiser and reference, and resumes if the settings say so. comm,
+ * settings, report and run_file are set already. run_close() is due whatever the status. */
+enum status run_open(struct run *run);
+void run_close(struct run *run);
+
+/* A sentence for the log, from rank 0. */
+void run_note(const struct run *run, const char *format, ...) __attribute__((format(printf, 2, 3)));
+double run_seconds(void); /* of a clock that never steps back */
+
+#endif

@@ -1,0 +1,165 @@
+"""The groups file itself: the same bytes whatever the processes and the day, its format, its hash, interruption."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import fixtures
+import h5py
+import pyarrow
+import pyarrow.parquet
+from fixtures import BOS_TEMPLATE, assistant, user
+
+from text.errors import BadInput
+from text.groups_file import Groups
+
+WORDS = ["the", "sky", " is", "blue", "straße", "\n", "hello", "?", "é😀", "three", "."]
+
+
+def rows_of(seed, count):
+    dice = random.Random(seed)
+
+    def speak():
+        return " ".join(dice.choice(WORDS) for _ in range(dice.randint(1, 12)))
+
+    return [
+        {"prompt": [user(f"{index} {speak()}")], "chosen": [assistant(speak())], "rejected": [assistant(speak())],
+         "score_chosen": index, "score_rejected": None}
+        for index in range(count)
+    ]  # fmt: skip
+
+
+def read(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def set_up(folder, count):
+    model = fixtures.write_model(os.path.join(folder, "model"), fixtures.fallback_tokenizer(), template=BOS_TEMPLATE)
+    rows = rows_of(7, count)
+    return model, rows, fixtures.write_rows(os.path.join(folder, "rows.jsonl"), rows)
+
+
+def convert(model, data, out, *options):
+    code, text, errors = fixtures.prepare(model, data, out, *options)
+    assert code == 0, errors
+    return text
+
+
+def test_same_bytes(folder):
+    model, rows, data = set_up(folder, 700)  # several chunks, the last one short
+    one = os.path.join(folder, "rows.h5")
+    convert(model, data, one, "--num_proc", 1, "--max_length", 40)
+    reference = read(one)
+    time.sleep(1.1)  # a time stamp of a second would show
+    for processes in (1, 2, 5):
+        convert(model, data, one, "--num_proc", processes, "--max_length", 40, "--overwrite")
+        assert read(one) == reference, processes
+    groups = Groups(one)
+    assert groups.rows == sorted(groups.rows) and 0 < len(groups) < 700
+    # A row's group does not depend on its neighbours: each is found again, in place, when converted in a small file.
+    for row in random.Random(1).sample(groups.rows, 5):
+        alone = os.path.join(folder, f"{row}.h5")
+        convert(model, fixtures.write_rows(os.path.join(folder, "one.jsonl"), [rows[row]]), alone, "--max_length", 40)
+        have, want = Groups(alone), groups.rows.index(row)
+        assert have.prompts[0] == groups.prompts[want] and have.completions[0] == groups.completions[want]
+        assert groups.scores[want][0] == row and groups.scores[want][1] != groups.scores[want][1]
+
+
+def test_files_and_formats_agree(folder):
+    model, rows, data = set_up(folder, 300)
+    parquet = os.path.join(folder, "rows.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), parquet, row_group_size=77)
+    first = fixtures.write_rows(os.path.join(folder, "first.jsonl"), rows[:131])
+    second = fixtures.write_rows(os.path.join(folder, "second.jsonl"), rows[131:])
+    results = []
+    for source in ([data], [parquet], [first, second]):
+        out = os.path.join(folder, "out.h5")
+        convert(model, source, out, "--overwrite")
+        groups = Groups(out)
+        results.append((groups.rows, groups.prompts, groups.completions, groups.summary))
+        want = hashlib.sha256(b"".join(read(path) for path in source)).hexdigest()
+        assert groups.attributes["source_sha256"] == want
+        assert groups.attributes["source"] == ", ".join(os.path.basename(path) for path in source)
+    assert results[0] == results[1] == results[2]
+    convert(model, [first, second], out, "--overwrite", "--max_samples", 150)
+    assert Groups(out).rows == results[0][0][:150]
+
+
+def test_format(folder):
+    model, _, data = set_up(folder, 20)
+    path = os.path.join(folder, "rows.h5")
+    convert(model, data, path)
+    raw = read(path)
+    head = f"wpo-groups 1 sha256={hashlib.sha256(raw[512:]).hexdigest()} bytes={len(raw)}\n".encode()
+    assert raw[:512] == head + bytes(512 - len(head))
+    with h5py.File(path) as file:
+        assert file.userblock_size == 512
+        kinds = {"/prompt/tokens": "i4", "/prompt/offset": "i8", "/completion/tokens": "i4", "/completion/offset": "i8",
+                 "/completion/score": "f4", "/group/first": "i8", "/group/row": "i8"}  # fmt: skip
+        found = {}
+        file.visititems(lambda name, item: found.update({"/" + name: item}) if isinstance(item, h5py.Dataset) else None)
+        assert set(found) == set(kinds)
+        for name, item in found.items():
+            assert item.dtype == kinds[name] and item.fletcher32 and item.chunks and item.compression is None, name
+            assert item.id.get_create_plist().get_nfilters() == 1
+        attributes = dict(file.attrs)
+        assert file["/group/first"][...].tolist() == list(range(0, 41, 2))
+    numbers = {name for name, value in attributes.items() if not isinstance(value, bytes)}
+    assert numbers == {"version", "vocabulary", "max_length"}
+    assert attributes["format"] == b"wpo-groups" and attributes["version"] == 1 and attributes["max_length"] == 1024
+    assert attributes["kind"] == b"preference" and attributes["truncation"] == b"keep_start"
+    assert attributes["tokenizer_sha256"] == hashlib.sha256(read(os.path.join(model, "tokenizer.json"))).hexdigest().encode()
+    assert attributes["chat_template_sha256"] == hashlib.sha256(BOS_TEMPLATE.encode()).hexdigest().encode()
+
+
+def test_hash_finds_every_flip(folder):
+    model, _, data = set_up(folder, 20)
+    path = os.path.join(folder, "rows.h5")
+    convert(model, data, path)
+    raw = read(path)
+    places = [0, 20, 90, 511, 512, len(raw) - 1] + random.Random(3).sample(range(len(raw)), 40)
+    for damaged in [raw[:i] + bytes([raw[i] ^ 1]) + raw[i + 1 :] for i in places] + [raw[:-1], raw + b"\0", raw[:100], b""]:
+        with open(path, "wb") as file:
+            file.write(damaged)
+        try:
+            Groups(path)
+        except BadInput:
+            continue
+        raise AssertionError("damage went unnoticed")
+
+
+def test_interruption(folder):
+    model, _, data = set_up(folder, 3000)
+    source = read(data)
+    with open(data, "wb") as file:
+        file.write(source * 20)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        place = tempfile.mkdtemp(dir=folder)
+        words = ["--model", model, "--data", data, "--out", os.path.join(place, "out.h5"), "--num_proc", "2"]
+        child = subprocess.Popen(
+            [sys.executable, fixtures.PREPARE, *words], stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        limit = time.monotonic() + 60
+        while not os.listdir(place) and time.monotonic() < limit:
+            time.sleep(0.02)
+        time.sleep(0.3)
+        os.killpg(child.pid, number)
+        _, errors = child.communicate(timeout=60)
+        assert child.returncode == 130, (child.returncode, errors)
+        assert errors == "wpo prepare: interrupted; nothing was written\n", errors
+        assert os.listdir(place) == []
+
+
+def test_help(folder):
+    done = subprocess.run([sys.executable, fixtures.PREPARE, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "usage: wpo prepare" in done.stdout and "examples:" in done.stdout
+
+
+if __name__ == "__main__":
+    fixtures.run_tests(globals())
