@@ -350,10 +350,10 @@ def run(options):
     optimizer, fused = make_optimizer(parameters, options)
     model.train()
 
-    losses, norms, seconds, phases, details, tokens = [], [], [], [], {}, []
+    losses, norms, seconds, phases, details, tokens, busy = [], [], [], [], {}, [], []
     for step in range(steps):
         chosen = [(step * options.pairs + i) % len(pairs) for i in range(options.pairs)]
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         loss, extra = loss_of([pairs[i] for i in chosen], reference[:, chosen].reshape(-1))
         forward = time.perf_counter()
         loss.backward()
@@ -368,16 +368,17 @@ def run(options):
             details.setdefault(name, []).append(values)
         if step >= options.warmup:
             seconds.append(end - start)
+            busy.append((time.process_time() - cpu) / (end - start) / options.threads)
             phases.append((forward - start, backward - forward, end - backward))
             tokens.append(([len(pairs[i][0]) for i in chosen],
                            [len(pairs[i][1]) + len(pairs[i][2]) for i in chosen]))
-    return model, pairs, fused, losses, norms, seconds, phases, details, tokens
+    return model, pairs, fused, losses, norms, seconds, phases, details, tokens, busy
 
 
 def summarise(options):
     import_packages(options)
     packages = peak_bytes()
-    model, pairs, fused, losses, norms, seconds, phases, details, tokens = run(options)
+    model, pairs, fused, losses, norms, seconds, phases, details, tokens, busy = run(options)
     peak = peak_bytes()  # before the product below is timed
     width, vocabulary = model.head_weight().shape[1], model.head_weight().shape[0]
     step = spread(seconds)
@@ -402,6 +403,7 @@ def summarise(options):
         "sequence_tokens": rows,  # of a step, the prompt counted with both completions; no padding
         "tokens_per_second": once / step["median"], "pairs_per_second": options.pairs / step["median"],
         "flops": flops, "gflops_per_second": 1e-9 * flops / step["median"], "sgemm_gflops_per_second": rate,
+        "busy": spread(busy)["median"],  # CPU time of wall time and threads; well below 1, the machine was shared
         "share_of_sgemm": 1e-9 * flops / step["median"] / rate,
         "loss_first": losses[0], "losses": losses, "grad_norms": norms,
         "weights_mean": sum(weights) / len(weights) if weights else None,
