@@ -12,7 +12,7 @@ Three heads: `full` makes the logits of every position (TRL before its fused hea
 that predict a completion token, which is faster than TRL on a CPU; `trl` calls the loss of the installed TRL's own
 DPOTrainer. None does the logging that TRL does besides, except `trl`, which cannot leave it out. Choices that a user
 may differ in are set for speed: no gradient checkpointing, fused AdamW and scaled_dot_product_attention where torch
-has them. The model is Transformers' where that is installed, else a plain Llama written here.
+has them. The model is Transformers' where that is installed, else the plain Llama of peer_model.py.
 """
 
 import argparse
@@ -30,6 +30,8 @@ try:
     import numpy
     import torch
     import torch.nn.functional as F
+
+    from peer_model import HubModel, load_model
 except ImportError as error:
     print(f"skipped: the Python package {error.name} is not installed", file=sys.stderr)
     sys.exit(77)
@@ -68,116 +70,6 @@ def collate(pairs):
         mask[i, :n] = 1
         labels[i, len(prompt):n] = ids[i, len(prompt):n]
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-# -- model -----------------------------------------------------------------------------------------------------------
-
-def read_safetensors(folder):
-    """All tensors of a folder as float32, without the safetensors package."""
-    types = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-    tensors = {}
-    for name in sorted(os.listdir(folder)):
-        if not name.endswith(".safetensors"):
-            continue
-        with open(os.path.join(folder, name), "rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            start = file.tell()
-            for key, entry in header.items():
-                if key == "__metadata__":
-                    continue
-                begin, end = entry["data_offsets"]
-                file.seek(start + begin)
-                values = torch.frombuffer(bytearray(file.read(end - begin)), dtype=types[entry["dtype"]])
-                tensors[key] = values.reshape(entry["shape"]).float()
-    return tensors
-
-
-class PlainLlama(torch.nn.Module):
-    """Llama without Transformers: hidden states of a right-padded batch, causal, no RoPE scaling."""
-
-    def __init__(self, folder, attention):
-        super().__init__()
-        with open(os.path.join(folder, "config.json")) as file:
-            c = json.load(file)
-        if c["model_type"] != "llama" or (c.get("rope_scaling") or c.get("rope_parameters", {})).get(
-                "rope_type", "default") != "default":
-            sys.exit(f"{folder}: without Transformers only Llama models with plain RoPE can be run")
-        self.layers, self.heads = c["num_hidden_layers"], c["num_attention_heads"]
-        self.groups = self.heads // c.get("num_key_value_heads", self.heads)
-        self.size = c.get("head_dim") or c["hidden_size"] // self.heads
-        self.epsilon = c["rms_norm_eps"]
-        self.theta = (c.get("rope_parameters") or {}).get("rope_theta") or c.get("rope_theta", 10000.0)
-        self.fused = attention == "sdpa" and hasattr(F, "scaled_dot_product_attention")
-        self.names = {}
-        for key, value in read_safetensors(folder).items():
-            self.names[key] = key.replace(".", "_")
-            self.register_parameter(self.names[key], torch.nn.Parameter(value))
-        self.head_name = "model.embed_tokens.weight" if c.get("tie_word_embeddings") else "lm_head.weight"
-
-    def weight(self, key):
-        return getattr(self, self.names[key])
-
-    def head_weight(self):
-        return self.weight(self.head_name)
-
-    def norm(self, x, key):
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.epsilon) * self.weight(key)
-
-    def rotate(self, x, cos, sin):
-        low, high = x.chunk(2, dim=-1)
-        return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
-
-    def attend(self, q, k, v):
-        k, v = (t.repeat_interleave(self.groups, dim=1) for t in (k, v))
-        if self.fused:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        scores = q @ k.transpose(-1, -2) / math.sqrt(self.size)
-        future = torch.full(scores.shape[-2:], -math.inf).triu(1)
-        return torch.softmax(scores + future, dim=-1) @ v
-
-    def hidden(self, batch):
-        x = F.embedding(batch["input_ids"], self.weight("model.embed_tokens.weight"))
-        rows, length, _ = x.shape
-        frequency = self.theta ** (-torch.arange(0, self.size, 2).float() / self.size)
-        angle = torch.outer(torch.arange(length).float(), frequency)
-        cos, sin = angle.cos(), angle.sin()
-        for layer in range(self.layers):
-            prefix = f"model.layers.{layer}."
-
-            def project(y, name):
-                return F.linear(y, self.weight(f"{prefix}{name}.weight"))
-
-            y = self.norm(x, prefix + "input_layernorm.weight")
-            q, k, v = (project(y, f"self_attn.{name}_proj").view(rows, length, -1, self.size).transpose(1, 2)
-                       for name in "qkv")
-            y = self.attend(self.rotate(q, cos, sin), self.rotate(k, cos, sin), v)
-            x = x + project(y.transpose(1, 2).reshape(rows, length, -1), "self_attn.o_proj")
-            y = self.norm(x, prefix + "post_attention_layernorm.weight")
-            x = x + project(F.silu(project(y, "mlp.gate_proj")) * project(y, "mlp.up_proj"), "mlp.down_proj")
-        return self.norm(x, "model.norm.weight")
-
-
-class HubModel(torch.nn.Module):
-    """The same two functions over a Transformers model."""
-
-    def __init__(self, folder, attention):
-        super().__init__()
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        self.inner = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
-
-    def head_weight(self):
-        return self.inner.get_output_embeddings().weight
-
-    def hidden(self, batch):
-        return self.inner.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
-                                     use_cache=False).last_hidden_state
-
-
-def load_model(folder, options):
-    return (PlainLlama if options.plain else HubModel)(folder, options.attention)
 
 
 # -- loss ------------------------------------------------------------------------------------------------------------
@@ -284,7 +176,8 @@ def peak_bytes():
 
 
 def step_flops(folder, pairs, head):
-    """Multiplications and additions of matrix products, forward and backward, of the padded batch, on average."""
+    """Multiplications and additions of the products of one pair, padded, forward and backward, on average. Attention
+    makes its scores again in backward: two products forward, five backward, over what the causal mask leaves."""
     with open(os.path.join(folder, "config.json")) as file:
         c = json.load(file)
     width, hidden, heads = c["hidden_size"], c["intermediate_size"], c["num_attention_heads"]
@@ -298,7 +191,7 @@ def step_flops(folder, pairs, head):
         products = 3 if head != "trl" else 4  # TRL's fused head makes the logits again in backward
         total += 3 * 2 * 2 * length * c["num_hidden_layers"] * layer
         total += products * 2 * rows * width * c["vocab_size"]
-        total += 3 * 2 * c["num_hidden_layers"] * length * (length + 1) // 2 * 4 * heads * size
+        total += (2 + 5) * 2 * c["num_hidden_layers"] * length * (length + 1) // 2 * 2 * heads * size
     return total / len(pairs)
 
 
@@ -382,8 +275,8 @@ def summarise(options):
     peak = peak_bytes()  # before the product below is timed
     width, vocabulary = model.head_weight().shape[1], model.head_weight().shape[0]
     step = spread(seconds)
-    once = sum(sum(p) + sum(c) for p, c in tokens) / max(1, len(tokens))
-    rows = sum(2 * sum(p) + sum(c) for p, c in tokens) / max(1, len(tokens))
+    packed = sum(sum(p) + sum(c) for p, c in tokens) / len(tokens)
+    sequences = sum(2 * sum(p) + sum(c) for p, c in tokens) / len(tokens)
     flops = step_flops(options.model, pairs, options.head) * options.pairs
     rate = sgemm_rate(512, vocabulary, width)
     versions = {"torch": torch.__version__}
@@ -399,9 +292,9 @@ def summarise(options):
         "step_seconds": step,
         "forward_seconds": spread([p[0] for p in phases]), "backward_seconds": spread([p[1] for p in phases]),
         "optimizer_seconds": spread([p[2] for p in phases]),
-        "tokens": once,  # of a step, each prompt counted once, as in the groups file
-        "sequence_tokens": rows,  # of a step, the prompt counted with both completions; no padding
-        "tokens_per_second": once / step["median"], "pairs_per_second": options.pairs / step["median"],
+        "tokens": sequences,  # of a step, without padding: a prompt counts with each of its completions
+        "packed_tokens": packed,  # the same, each prompt counted once
+        "tokens_per_second": sequences / step["median"], "pairs_per_second": options.pairs / step["median"],
         "flops": flops, "gflops_per_second": 1e-9 * flops / step["median"], "sgemm_gflops_per_second": rate,
         "busy": spread(busy)["median"],  # CPU time of wall time and threads; well below 1, the machine was shared
         "share_of_sgemm": 1e-9 * flops / step["median"] / rate,
@@ -417,10 +310,10 @@ def main():
     parser = argparse.ArgumentParser(description="Time a PyTorch training step of WPO, laid out as TRL does it.")
     parser.add_argument("--model", required=True, help="Hugging Face model folder")
     parser.add_argument("--data", required=True, help="groups file with preference pairs")
-    parser.add_argument("--reference", help="model folder, or JSON with lists `chosen` and `rejected`; default: --model")
+    parser.add_argument("--reference", help="model folder, or .json with lists chosen and rejected (--model)")
     parser.add_argument("--head", choices=("full", "completion", "trl"), default="full")
     parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa")
-    parser.add_argument("--plain", action="store_true", help="use the Llama of this file even if Transformers is here")
+    parser.add_argument("--plain", action="store_true", help="use the plain Llama even if Transformers is here")
     parser.add_argument("--pairs", type=int, default=1, help="pairs of a step")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them, trained but not timed")
@@ -444,7 +337,7 @@ def main():
           f"step {step['median']:.3f} s (p20 {step['p20']:.3f}, p80 {step['p80']:.3f}), "
           f"{result['tokens_per_second']:.0f} tokens/s, {result['gflops_per_second']:.0f} GFLOP/s of "
           f"{result['sgemm_gflops_per_second']:.0f}, peak {result['peak_rss_bytes'] / 2**20:.0f} MiB, "
-          f"first loss {result['loss_first']:.6f}")
+          f"first loss {result['loss_first']:.7g}")
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ void cpu_sum_squares(struct device *device, double *result, const float *x, int6
     *result = sum;
 }
 
-/* What adamw() needs of a step, with the bias corrections folded in. */
+/* What adamw() needs of a step, with the bias corrections folded in. 1 - b2 is taken in double: from a
+ * rounded b2 it would be wrong in its fifth digit. */
 struct update {
-    float first, second, rate, correction, epsilon, gradient_scale;
+    float first_left, second, second_left, rate, correction, epsilon, gradient_scale;
 };
 
 HOT static void update_block(float *restrict p, float *restrict m, float *restrict v,
@@ -35,8 +36,8 @@ HOT static void update_block(float *restrict p, float *restrict m, float *restri
 #pragma omp simd
     for (int64_t i = 0; i < count; i++) {
         float g = gradient[i] * u.gradient_scale;
-        float moment = m[i] + (1.0f - u.first) * (g - m[i]);
-        float variance = u.second * v[i] + (1.0f - u.second) * g * g;
+        float moment = m[i] + u.first_left * (g - m[i]);
+        float variance = u.second * v[i] + u.second_left * g * g;
         m[i] = moment;
         v[i] = variance;
         /* one rounding into p: at preference-training rates either term alone is near its last bit */
@@ -47,13 +48,14 @@ HOT static void update_block(float *restrict p, float *restrict m, float *restri
 void cpu_adamw(struct device *device, const struct adamw_piece *pieces, int64_t piece_count,
                const struct adamw *settings)
 {
-    double first_left = 1 - pow(settings->beta_first, (double)settings->step);
-    double second_left = 1 - pow(settings->beta_second, (double)settings->step);
+    double first_correction = 1 - pow(settings->beta_first, (double)settings->step);
+    double second_correction = 1 - pow(settings->beta_second, (double)settings->step);
     struct update u = {
-        .first = (float)settings->beta_first,
+        .first_left = (float)(1 - settings->beta_first),
         .second = (float)settings->beta_second,
-        .rate = (float)(settings->rate / first_left),
-        .correction = (float)(1 / sqrt(second_left)),
+        .second_left = (float)(1 - settings->beta_second),
+        .rate = (float)(settings->rate / first_correction),
+        .correction = (float)(1 / sqrt(second_correction)),
         .epsilon = (float)settings->epsilon,
         .gradient_scale = (float)settings->gradient_scale,
     };

@@ -145,7 +145,8 @@ def page(summary):
     """The audit as text; `summary` also names the file ("out") and its size ("bytes")."""
     s = summary
     lines = [
-        f"{s['out']}: {s['kept']:,} groups of kind {s['kind']}, {s['completions']:,} completions, {s['bytes']:,} bytes",
+        f"{s['out']}: {s['kept']:,} groups of kind {s['kind']}, {s['completions']:,} completions, "
+        f"{s['bytes']:,} bytes",
         f"  rows read                 {s['rows']:,}",
         f"  kept                      {percent(s['kept'], s['rows'])}",
         f"  truncated                 {percent(s['truncated_rows'], s['rows'])}, "
@@ -158,17 +159,22 @@ def page(summary):
     lines.append(f"  boundary mismatches       {percent(s['boundary_mismatches'], s['rows'])}")
     for example in s["boundary_examples"]:
         pairs = zip(example["pieces"], example["tokens"])
-        lines.append(f"    row {example['row']}: the prompt loses " + ", ".join(f"{piece!r} ({id})" for piece, id in pairs))
+        lines.append(
+            f"    row {example['row']}: the prompt loses "
+            + ", ".join(f"{piece!r} ({id})" for piece, id in pairs)
+        )
     if s["differs_from_separate_sequences"]:
         lines.append(
-            f"  one prompt for two        {percent(s['differs_from_separate_sequences'], s['rows'])}: cut where chosen "
-            "and rejected alone would be cut differently"
+            f"  one prompt for two        {percent(s['differs_from_separate_sequences'], s['rows'])}: "
+            "cut where chosen and rejected alone would be cut differently"
         )
     lines += [
         f"  double BOS                {percent(s['double_bos'], s['rows'])}",
         f"  completions without EOS   {s['completions_without_eos']:,} before truncation",
-        f"  tokens                    {s['prompt_tokens']:,} in prompts, {s['completion_tokens']:,} in completions",
-        f"  mean length               prompt {s['mean_prompt_length']:.1f}, completion {s['mean_completion_length']:.1f}",
+        f"  tokens                    {s['prompt_tokens']:,} in prompts, "
+        f"{s['completion_tokens']:,} in completions",
+        f"  mean length               prompt {s['mean_prompt_length']:.1f}, "
+        f"completion {s['mean_completion_length']:.1f}",
         "  completion lengths        " + show_spread(s["completion_lengths"]),
         "  sequence lengths          " + show_spread(s["total_lengths"]),
         f"  prefix sharing            {s['prefix_sharing_gain']:.2f} x fewer tokens than separate sequences",

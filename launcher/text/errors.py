@@ -2,7 +2,7 @@
 
 
 class BadInput(Exception):
-    """Something outside the program is wrong; the message is one sentence that says what, where and what to do."""
+    """Something outside the program is wrong; the message is one sentence: what, where and what to do."""
 
 
 class BadRow(Exception):

@@ -1,9 +1,10 @@
-"""Groups files (version 1): written by `wpo prepare`, read back by tests. docs/data.md describes the format."""
+"""Groups files (version 1): written by `wpo prepare`, read back by tests; docs/formats.md has the format."""
 
 import hashlib
 import json
 import os
 import re
+import signal
 import tempfile
 
 import h5py
@@ -87,13 +88,7 @@ class Spool:
             file.close()
 
 
-def write_groups(path, spool, attributes):
-    """Writes the file at `path`, which is a temporary name: HDF5 after a user block that carries its SHA-256."""
-    names = [name for name in DATASETS if name not in ("/completion/score", "/completion/label")]
-    if spool.has_scores():
-        names.append("/completion/score")
-    if spool.counts["/completion/label"]:
-        names.append("/completion/label")
+def write_hdf(path, spool, names, attributes):
     # Pinned to the file format of HDF5 1.10, which clusters still run; a newer library would write its own.
     with h5py.File(path, "w", libver=("v110", "v110"), userblock_size=USER_BLOCK) as file:
         for name, value in attributes.items():
@@ -105,10 +100,57 @@ def write_groups(path, spool, attributes):
         for name in names:
             count = spool.counts[name]
             data = file.create_dataset(
-                name, (count,), DATASETS[name], chunks=(max(1, min(count, CHUNK)),), fletcher32=True, track_times=False
+                name,
+                (count,),
+                DATASETS[name],
+                chunks=(max(1, min(count, CHUNK)),),
+                fletcher32=True,
+                track_times=False,
             )
             for start, array in spool.blocks(name):
                 data[start : start + len(array)] = array
+
+
+def run_apart(work):
+    """Runs `work()` in a child process: after a failed write (a full disk) the HDF5 library crashes where it
+    closes the file, and it must not take this program's message with it."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            work()
+            code = 0
+        except OSError as error:
+            os.write(writer, (os.strerror(error.errno) if error.errno else "HDF5 failed").encode())
+        finally:
+            os._exit(code)
+    os.close(writer)
+    try:
+        with os.fdopen(reader, "rb") as pipe:
+            reason = pipe.read().decode() or "the HDF5 library failed, most likely for want of space"
+        _, status = os.waitpid(child, 0)
+    except KeyboardInterrupt:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+    if status != 0:
+        raise OSError(reason)
+
+
+def write_groups(path, spool, attributes):
+    """Writes the file at `path`, a temporary name: HDF5 behind a user block that carries its SHA-256."""
+    names = [name for name in DATASETS if name not in ("/completion/score", "/completion/label")]
+    if spool.has_scores():
+        names.append("/completion/score")
+    if spool.counts["/completion/label"]:
+        names.append("/completion/label")
+    for file in spool.files.values():
+        file.flush()
+    run_apart(lambda: write_hdf(path, spool, names, attributes))
     with open(path, "r+b") as file:
         digest = hash_rest(file)
         size = file.seek(0, os.SEEK_END)
@@ -128,15 +170,19 @@ def check_head(path):
         if len(head) != USER_BLOCK or match is None:
             raise BadInput(f"{path}: is not a groups file; make one with `wpo prepare`.")
         if int(match[1]) != VERSION:
-            raise BadInput(f"{path}: is version {int(match[1])} of the format, not {VERSION}; prepare it again.")
+            raise BadInput(
+                f"{path}: is version {int(match[1])} of the format, not {VERSION}; prepare it again."
+            )
         if os.path.getsize(path) != int(match[3]):
-            raise BadInput(f"{path}: has {os.path.getsize(path)} bytes instead of {int(match[3])}; prepare it again.")
+            raise BadInput(
+                f"{path}: has {os.path.getsize(path)} bytes instead of {int(match[3])}; prepare it again."
+            )
         if hash_rest(file) != match[2].decode("ascii"):
             raise BadInput(f"{path}: its content does not match its SHA-256; prepare it again.")
 
 
 class Groups:
-    """A groups file in memory: `attributes`, `summary`, and per group prompt, completions, scores, labels, row."""
+    """A groups file in memory: `attributes`, `summary`; per group prompt, completions, scores, labels."""
 
     def __init__(self, path):
         check_head(path)

@@ -32,13 +32,13 @@ def check_vocabulary(group, model, where):
     if largest >= model.vocabulary:
         text = model.pieces([largest])[0]
         raise BadInput(
-            f"{where}: token {largest} ({text!r}) is not below vocab_size {model.vocabulary} of the model's config.json; "
-            "use the tokenizer that belongs to the model."
+            f"{where}: token {largest} ({text!r}) is not below vocab_size {model.vocabulary} of the model's "
+            "config.json; use the tokenizer that belongs to the model."
         )
 
 
 def convert(chunk):
-    """The ids of one chunk, ready to be appended, and its audit. Bad rows come back as the sentence of an error."""
+    """The ids of one chunk, ready to be appended, and its audit; for a bad row, the sentence of the error."""
     model, layout, rules = state["model"], state["layout"], state["rules"]
     audit = Audit(rules.max_length)
     groups, rows, scores, labels = [], [], [], []

@@ -26,7 +26,7 @@ EXAMPLES = """\
 examples:
   wpo prepare --model zephyr-7b-sft --data ultrafeedback_binarized --split train_prefs --out train.h5
   wpo prepare --model llama-3-8b --data pairs.jsonl --out pairs.h5 --max_length 2048 --num_proc 16
-  wpo prepare --model zephyr-7b-sft --data pairs.parquet --out pairs.h5 --truncation authors --max_prompt_length 512
+  wpo prepare --model zephyr-7b-sft --data pairs.parquet --out pairs.h5 --truncation authors
 """
 
 
@@ -49,14 +49,26 @@ def parse_arguments(words):
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="model folder: config.json, tokenizer.json, chat template")
-    add("--data", required=True, nargs="+", metavar="FILE", help="JSONL or Parquet files, or a folder of them")
+    add(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="model folder: config.json, tokenizer.json, chat template",
+    )
+    add(
+        "--data",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="JSONL or Parquet files, or a folder of them",
+    )
     add("--split", metavar="NAME", help="in a folder, take the files whose name starts with NAME")
     add("--out", required=True, metavar="FILE", help="the groups file to write")
     add("--max_length", type=positive, default=1024, metavar="N",
         help="longest prompt with one completion, in tokens (default: 1024)")  # fmt: skip
     add("--truncation", choices=("keep_start", "keep_end", "authors"), default="keep_start",
-        help="what to keep of a longer one; authors is the rule of the WPO paper's runs (default: keep_start)")  # fmt: skip
+        help="what to keep of a longer one; authors: the WPO paper's runs (default: keep_start)")  # fmt: skip
     add("--max_prompt_length", type=positive, metavar="N", help="for --truncation authors (default: 512)")
     add("--max_samples", type=positive, metavar="N", help="read the first N rows only")
     add("--num_proc", type=positive, metavar="N", help="processes (default: one per available core)")
@@ -70,7 +82,10 @@ def parse_arguments(words):
     if options.truncation == "authors":
         options.max_prompt_length = options.max_prompt_length or 512
         if options.max_prompt_length >= options.max_length:
-            parser.error(f"--max_prompt_length {options.max_prompt_length} leaves no room in --max_length {options.max_length}")
+            parser.error(
+                f"--max_prompt_length {options.max_prompt_length} leaves no room for completions in --max_length "
+                f"{options.max_length}"
+            )
     if options.max_length < 2:
         parser.error("--max_length must be at least 2: a prompt token and a completion token")
     if options.max_length > 1 << 24:
@@ -164,7 +179,9 @@ def convert_to(spool, files, model, layout, rules, options):
 def check_kept(audit, model, rules, files):
     if audit.kept == 0:
         reasons = ", ".join(f"{reason} {count}" for reason, count in audit.dropped.items() if count)
-        raise BadInput(f"{files[0]}: no row of {audit.rows} is left ({reasons}); raise --max_length or check the data.")
+        raise BadInput(
+            f"{files[0]}: no row of {audit.rows} is left ({reasons}); raise --max_length or check the data."
+        )
     warnings = []
     dropped = sum(audit.dropped.values())
     if 2 * dropped > audit.rows:
@@ -173,7 +190,9 @@ def check_kept(audit, model, rules, files):
     if type(model.positions) is int and rules.max_length > model.positions:
         warnings.append(f"max_length {rules.max_length} is beyond the model's {model.positions} positions")
     if audit.double_bos:
-        warnings.append(f"{audit.double_bos} rows begin with two BOS tokens; take BOS out of the text or the template")
+        warnings.append(
+            f"{audit.double_bos} rows begin with two BOS tokens; take BOS out of the text or the template"
+        )
     return warnings
 
 
@@ -209,7 +228,9 @@ def prepare(options):
         os.replace(part, options.out)
         sync_folder(folder)
     except OSError as error:
-        raise BadInput(f"{options.out}: cannot be written ({error.strerror or error}); check folder and disk space.") from error
+        raise BadInput(
+            f"{options.out}: cannot be written ({error.strerror or error}); check folder and disk space."
+        ) from error
     finally:
         if spool is not None:
             spool.close()
@@ -253,7 +274,10 @@ def main(words):
     except MemoryError:
         print(f"{NAME}: memory ran out; use a smaller --num_proc or a machine with more.", file=sys.stderr)
     except Exception as error:
-        print(f"{NAME}: internal error: {type(error).__name__}: {one_line(error)}; please report it.", file=sys.stderr)
+        print(
+            f"{NAME}: internal error: {type(error).__name__}: {one_line(error)}; please report it.",
+            file=sys.stderr,
+        )
     return 1
 
 

@@ -10,7 +10,9 @@ import pyarrow.parquet
 
 from text.errors import BadInput, BadRow
 
-CHUNK_ROWS = 128  # rows handed to a process at a time; never depends on their number, so neither does the output
+CHUNK_ROWS = (
+    128  # rows handed to a process at a time; never depends on their number, so neither does the output
+)
 COLUMNS = (
     "prompt", "chosen", "rejected", "completion", "label", "score", "score_chosen", "score_rejected", "tools",
     "chat_template_kwargs",
@@ -69,7 +71,9 @@ def list_files(paths, split):
         elif not os.path.exists(path):
             raise BadInput(f"{path}: there is no such file; check --data.")
         elif split is not None:
-            raise BadInput(f"{path}: --split picks files out of a folder, and this is a file; leave --split out.")
+            raise BadInput(
+                f"{path}: --split picks files out of a folder, and this is a file; leave --split out."
+            )
         else:
             files.append(path)
     return files
@@ -90,7 +94,9 @@ def files_of_split(folder, split):
         return [path for _, path in found]
     chosen = [path for name, path in found if name.startswith((split + "-", split + "."))]
     if not chosen:
-        raise BadInput(f"{folder}: no file's name starts with '{split}' (found: {', '.join(splits)}); check --split.")
+        raise BadInput(
+            f"{folder}: no file's name starts with '{split}' (found: {', '.join(splits)}); check --split."
+        )
     return chosen
 
 
@@ -151,6 +157,8 @@ def jsonl_chunks(path, offset, limit):
 def parquet_chunks(path, offset, limit):
     file = open_parquet(path)
     columns = [name for name in file.schema_arrow.names if name in COLUMNS]
+    if not columns:
+        raise BadInput(f"{path}: has the columns {', '.join(file.schema_arrow.names)}; {EXPECTED}.")
     first = 0
     try:
         for batch in file.iter_batches(batch_size=CHUNK_ROWS, columns=columns):
@@ -190,7 +198,9 @@ def parse_row(raw):
     except (ValueError, RecursionError) as error:
         if raw.lstrip()[:1] == b"[" and len(raw.strip()) < 3:
             raise BadRow("starts a JSON array; write one object a line (JSONL)") from error
-        raise BadRow(f"is not valid JSON ({' '.join(str(error).split())[:200]}); write one object a line") from error
+        raise BadRow(
+            f"is not valid JSON ({' '.join(str(error).split())[:200]}); write one object a line"
+        ) from error
     if not isinstance(row, dict):
         raise BadRow("is not a JSON object; write one object a line")
     return row
@@ -201,7 +211,11 @@ def find_layout(row, wanted):
     found = [name for name, value in row.items() if value is not None]
     kind = wanted
     if wanted == "auto":
-        kinds = [name for name in ("preference", "unpaired", "prompt-completion") if set(NEEDED[name]) <= set(found)]
+        kinds = [
+            name
+            for name in ("preference", "unpaired", "prompt-completion")
+            if set(NEEDED[name]) <= set(found)
+        ]
         if not kinds:
             raise BadRow(f"has the columns {', '.join(row) or 'none'}; {EXPECTED}")
         kind = kinds[0]
@@ -243,11 +257,20 @@ def check_text(text, name):
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise BadRow(f"'{name}' holds half of a surrogate pair at character {error.start}; correct the text") from error
+        raise BadRow(
+            f"'{name}' holds half of a surrogate pair at character {error.start}; correct the text"
+        ) from error
 
 
 def kind_name(value):
-    names = {str: "text", list: "a list", dict: "an object", bool: "a boolean", int: "a number", float: "a number"}
+    names = {
+        str: "text",
+        list: "a list",
+        dict: "an object",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+    }
     return "nothing" if value is None else names.get(type(value), type(value).__name__)
 
 
@@ -260,15 +283,17 @@ def number(row, name):
     if isinstance(value, float) and math.isnan(value):
         return math.nan
     if abs(value) > 3.4e38:
-        raise BadRow(f"'{name}' is {value if isinstance(value, float) else 'too large'}; scores must be finite")
+        raise BadRow(
+            f"'{name}' is {value if isinstance(value, float) else 'too large'}; scores must be finite"
+        )
     return float(value)
 
 
 def extract_prompt(chosen, rejected):
     """Splits at the first message (or character) in which the two differ.
 
-    Where one begins with all of the other, the last item of the shorter one still counts as its completion. A space
-    in front of differing texts belongs to the completions, because tokenizers attach it to the word behind it."""
+    Where one begins with all of the other, the last item of the shorter one still counts as its completion.
+    A space in front of differing texts goes to the completions: tokenizers attach it to the word behind it."""
     shorter = min(len(chosen), len(rejected))
     if shorter == 0:
         return chosen[:0], chosen, rejected
@@ -314,7 +339,9 @@ def read_example(row, layout):
             prompt, chosen, rejected = extract_prompt(chosen, rejected)
         else:
             prompt = text_or_messages(row, "prompt", chat)
-        example = Example(prompt, [chosen, rejected], chat, [number(row, "score_chosen"), number(row, "score_rejected")])
+        example = Example(
+            prompt, [chosen, rejected], chat, [number(row, "score_chosen"), number(row, "score_rejected")]
+        )
     else:
         prompt = text_or_messages(row, "prompt", chat)
         example = Example(prompt, [text_or_messages(row, "completion", chat)], chat, [number(row, "score")])

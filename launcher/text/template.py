@@ -20,7 +20,9 @@ class Generation(Extension):
 
     def parse(self, parser):
         line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(
+            line
+        )
 
 
 def raise_exception(message):
@@ -29,7 +31,9 @@ def raise_exception(message):
 
 def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
     # Jinja's own filter escapes <, > and & for HTML, which a prompt must not contain.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def compile_template(source, where):
@@ -42,7 +46,9 @@ def compile_template(source, where):
     try:
         return environment.from_string(source)
     except TemplateError as error:
-        raise BadInput(f"{where}: the chat template does not compile ({one_line(error)}); correct it.") from error
+        raise BadInput(
+            f"{where}: the chat template does not compile ({one_line(error)}); correct it."
+        ) from error
 
 
 def one_line(error):
@@ -74,8 +80,8 @@ class ChatTemplate:
             return self.templates["default"]
         if not self.templates:
             raise BadInput(
-                f"{self.where}: the model has no chat template, but the data are conversations; add chat_template.jinja "
-                "to the model folder, or give the data as text."
+                f"{self.where}: the model has no chat template, but the data are conversations; add "
+                "chat_template.jinja to the model folder, or give the data as text."
             )
         names = ", ".join(sorted(self.templates))
         raise BadInput(f"{self.where}: no chat template is called 'default' (found: {names}); name one so.")
@@ -91,5 +97,9 @@ class ChatTemplate:
         )
         try:
             return template.render(names)
-        except Exception as error:  # a template is a program of the model's author: anything may come out of it
-            raise BadRow(f"the chat template refuses the conversation ({one_line(error)}); correct the row") from error
+        except (
+            Exception
+        ) as error:  # a template is a program of the model's author: anything may come out of it
+            raise BadRow(
+                f"the chat template refuses the conversation ({one_line(error)}); correct the row"
+            ) from error

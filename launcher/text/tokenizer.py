@@ -1,8 +1,9 @@
 """A model folder's tokenizer, with the rules by which Transformers 5 loads one.
 
-Transformers 5 does not always run tokenizer.json as it is: for LlamaTokenizer (of Llama models) and Qwen2Tokenizer it
-takes vocabulary, merges and post-processor from the file and puts the class's own normaliser and pre-tokenizer around
-them. Ids must equal those of a trainer that runs on it, so the same is done here, and said in the audit.
+Transformers 5 does not always run tokenizer.json as it is: for LlamaTokenizer (of Llama models) and for
+Qwen2Tokenizer it takes vocabulary, merges and post-processor from the file and puts the class's own
+normaliser and pre-tokenizer around them. Ids must equal those of a trainer that runs on it, so the same is
+done here, and said in the audit.
 """
 
 import hashlib
@@ -18,12 +19,17 @@ from text.template import ChatTemplate
 NAMED = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"]
 
 QWEN_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 CLASS_DEFAULTS = {
     "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
-    "Qwen2Tokenizer": {"unk_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+    "Qwen2Tokenizer": {
+        "unk_token": "<|endoftext|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    },
 }
 
 # Classes that Transformers 5 runs on tokenizer.json alone.
@@ -35,7 +41,9 @@ def read_text(path):
         with open(path, encoding="utf-8") as file:
             return file.read()
     except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror}); give the folder of a complete model.") from error
+        raise BadInput(
+            f"{path}: cannot be read ({error.strerror}); give the folder of a complete model."
+        ) from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: is not UTF-8 text (byte {error.start}); fetch the file again.") from error
 
@@ -78,7 +86,9 @@ def gather_tokens(folder, settings, file_json):
     for key, value in read_object(os.path.join(folder, "special_tokens_map.json"), optional=True).items():
         if key == "additional_special_tokens":
             key = "extra_special_tokens"
-        settings[key] = {**value, "special": True} if isinstance(value, dict) and "content" in value else value
+        settings[key] = (
+            {**value, "special": True} if isinstance(value, dict) and "content" in value else value
+        )
     added = {}
     for token, index in read_object(os.path.join(folder, "added_tokens.json"), optional=True).items():
         added[index] = AddedToken(token, normalized=True)
@@ -110,7 +120,9 @@ def gather_named(settings, added, class_name):
 def rebuild(class_name, file_json, post_processor, settings):
     model = file_json["model"]
     vocabulary = model["vocab"]
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    merges = [
+        tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]
+    ]
     prefix = settings.get("add_prefix_space")
     if class_name == "LlamaTokenizer":
         tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges, fuse_unk=True, byte_fallback=True))
@@ -118,7 +130,9 @@ def rebuild(class_name, file_json, post_processor, settings):
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
             prepend_scheme="never" if prefix is False else scheme, split=False
         )
-        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
     else:
         tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges))
         tokenizer.normalizer = normalizers.NFC()
@@ -172,8 +186,12 @@ def gather_templates(folder, settings):
         value = {entry.get("name"): entry.get("template") for entry in value}
     if value is None:
         return {}
-    if not isinstance(value, dict) or not all(isinstance(text, str) for pair in value.items() for text in pair):
-        raise BadInput(f"{folder}: chat_template must be a text or a list of named texts; correct tokenizer_config.json.")
+    if not isinstance(value, dict) or not all(
+        isinstance(text, str) for pair in value.items() for text in pair
+    ):
+        raise BadInput(
+            f"{folder}: chat_template must be a text or a list of named texts; correct tokenizer_config.json."
+        )
     return value
 
 
@@ -201,7 +219,9 @@ class Model:
     def load_tokenizer(self, folder, config):
         path = os.path.join(folder, "tokenizer.json")
         if not os.path.exists(path):
-            raise BadInput(f"{path}: is missing; save the model's fast tokenizer there (tokenizer.model is not read).")
+            raise BadInput(
+                f"{path}: is missing; save the model's fast tokenizer there (tokenizer.model is not read)."
+            )
         text = read_text(path)
         file_json = read_object(path)
         settings = read_object(os.path.join(folder, "tokenizer_config.json"), optional=True)
@@ -212,8 +232,8 @@ class Model:
             if class_name in CLASS_DEFAULTS and file_json.get("model", {}).get("type", "BPE") == "BPE":
                 tokenizer = rebuild(class_name, file_json, tokenizer.post_processor, settings)
                 self.notes.append(
-                    f"the tokenizer is {class_name} as Transformers 5 builds it: Transformers 4 runs tokenizer.json as "
-                    "it is, and can differ around leading spaces"
+                    f"the tokenizer is {class_name} as Transformers 5 builds it: Transformers 4 runs "
+                    "tokenizer.json as it is, and can differ around leading spaces"
                 )
             elif class_name not in PLAIN:
                 self.notes.append(f"{class_name} runs tokenizer.json as it is")
@@ -225,14 +245,18 @@ class Model:
         except BadInput:
             raise
         except Exception as error:  # the library raises plain Exception for whatever it cannot read
-            raise BadInput(f"{path}: the tokenizer cannot be loaded ({' '.join(str(error).split())[:300]}).") from error
+            raise BadInput(
+                f"{path}: the tokenizer cannot be loaded ({' '.join(str(error).split())[:300]})."
+            ) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = bool(settings.get("split_special_tokens", False))
         if getattr(tokenizer.model, "dropout", None):
             tokenizer.model.dropout = None
         self.tokenizer = tokenizer
-        self.special = {name: value if isinstance(value, str) else value.content for name, value in named.items()}
+        self.special = {
+            name: value if isinstance(value, str) else value.content for name, value in named.items()
+        }
         self.eos_token = self.special.get("eos_token")
         self.bos_id = self.id_of("bos_token")
         self.eos_id = self.id_of("eos_token")
@@ -250,8 +274,8 @@ class Model:
             return
         if (self.encode("a")[:1] == [self.bos_id]) != bool(wanted):
             self.notes.append(
-                f"tokenizer_config.json has add_bos_token={str(bool(wanted)).lower()} but tokenizer.json's post-processor "
-                "says otherwise; the latter counts, as in Transformers 5"
+                f"tokenizer_config.json has add_bos_token={str(bool(wanted)).lower()} but tokenizer.json's "
+                "post-processor says otherwise; the latter counts, as in Transformers 5"
             )
 
     def load_templates(self, folder):
@@ -261,7 +285,9 @@ class Model:
         if list(sources) == ["default"]:
             self.template_sha256 = digest(sources["default"])
         if any("strftime_now" in source for source in sources.values()):
-            self.notes.append("the chat template can write today's date: prepared on another day, ids may differ")
+            self.notes.append(
+                "the chat template can write today's date: prepared on another day, ids may differ"
+            )
 
     def encode(self, text, special=True):
         return self.tokenizer.encode(text, add_special_tokens=special).ids

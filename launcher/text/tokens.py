@@ -1,5 +1,7 @@
 """From an example to token ids, by the rules of TRL 1.16 or of the WPO authors' runs."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 
 from text.errors import BadInput
@@ -26,7 +28,9 @@ class Group:
     prompt: list
     completions: list
     reason: str | None = None
-    lost: list = field(default_factory=list)  # the end of the prompt's own ids that the joint ids do not contain
+    lost: list = field(
+        default_factory=list
+    )  # the end of the prompt's own ids that the joint ids do not contain
     truncated: int = 0  # completions whose sequence was cut
     moved: bool = False  # sharing one prompt forced a choice that separate sequences would not make
     no_eos: int = 0  # completions without the end-of-sequence token before truncation
@@ -46,13 +50,15 @@ def render(model, example):
     """Prompt text, and the text of the prompt with each completion."""
     arguments = (example.tools, example.variables)
     prompt = model.template.render(example.prompt, True, *arguments)
-    joints = [model.template.render(example.prompt + answer, False, *arguments) for answer in example.completions]
+    joints = [
+        model.template.render(example.prompt + answer, False, *arguments) for answer in example.completions
+    ]
     return prompt, joints
 
 
 def joint_ids(model, example):
-    """The rule of TRL 1.16: prompt and completion are tokenised together, and the completion begins where the joint
-    ids leave those of the prompt alone."""
+    """The rule of TRL 1.16: prompt and completion are tokenised together, and the completion begins where the
+    joint ids leave those of the prompt alone."""
     if example.chat:
         prompt, joints = render(model, example)
     else:
@@ -62,7 +68,10 @@ def joint_ids(model, example):
                 "tokenizer_config.json."
             )
         prompt = example.prompt
-        ends = [answer if answer.endswith(model.eos_token) else answer + model.eos_token for answer in example.completions]
+        ends = [
+            answer if answer.endswith(model.eos_token) else answer + model.eos_token
+            for answer in example.completions
+        ]
         joints = [prompt + answer for answer in ends]
     special = not example.chat
     alone = model.encode(prompt, special)
@@ -72,8 +81,8 @@ def joint_ids(model, example):
 
 
 def authors_ids(model, example):
-    """The rule of TRL 0.9.6, on which the WPO authors ran: no special tokens but BOS in front and EOS behind, each
-    unless it is there; if the prompt's last token merges with the completion, it goes to the completion."""
+    """The rule of TRL 0.9.6, on which the WPO authors ran: no special tokens but BOS in front and EOS behind,
+    each unless it is there; if the prompt's last token merges with the completion, it goes there."""
     if example.chat:
         prompt, joints = render(model, example)
         shared = min(common_prefix(prompt, joint) for joint in joints)
@@ -89,7 +98,9 @@ def authors_ids(model, example):
     if model.bos_id is not None and group.prompt[:1] != [model.bos_id]:
         group.prompt = [model.bos_id] + group.prompt
     if model.eos_id is not None:
-        group.completions = [ids if ids[-1:] == [model.eos_id] else ids + [model.eos_id] for ids in group.completions]
+        group.completions = [
+            ids if ids[-1:] == [model.eos_id] else ids + [model.eos_id] for ids in group.completions
+        ]
     return group
 
 
@@ -103,7 +114,7 @@ def cut_start(group, rules):
 
 
 def cut_end(group, rules):
-    """Keeps the last max_length tokens. A group has one prompt, so the longest completion says how much of it stays."""
+    """Keeps the last max_length tokens. The longest completion says how much of the one prompt stays."""
     lengths = [len(group.prompt) + len(ids) for ids in group.completions]
     excess = max(lengths) - rules.max_length
     if excess <= 0:

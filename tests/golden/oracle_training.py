@@ -94,17 +94,18 @@ class Step:
         values = {"loss": self.loss, "entropy": token_mean(flat, "entropy")}
         if self.objective.loss_type == "sft":
             return {**values, "mean_token_accuracy": token_mean(flat, "hits")}
-        weights, sums, rewards = np.array(self.weights), {}, {}
+        weights, rewards, means = np.array(self.weights), {}, {}
         values["mean_token_accuracy"] = token_mean([results[0] for results in self.scores], "hits")
         for side, name in enumerate(("chosen", "rejected")):
             results = [results[side] for results in self.scores]
-            sums[name] = np.array([result.logp.sum() for result in results])
-            rewards[name] = self.objective.beta * (sums[name] - np.array([pair[side] for pair in self.reference]))
-            values[f"logps/{name}"] = sums[name].mean()
+            sums = np.array([result.logp.sum() for result in results])
+            rewards[name] = self.objective.beta * (sums - np.array([pair[side] for pair in self.reference]))
+            values[f"logps/{name}"] = sums.mean()
             values[f"logits/{name}"] = token_mean(results, "logits")
             values[f"lengths/{name}"] = np.mean([result.count for result in results])
             values[f"rewards/{name}"] = rewards[name].mean()
-        values["logps/accuracies"] = np.mean(sums["chosen"] > sums["rejected"])
+            means[name] = np.array([result.logp.mean() for result in results])
+        values["logps/accuracies"] = np.mean(means["chosen"] > means["rejected"])
         values["rewards/accuracies"] = np.mean(rewards["chosen"] > rewards["rejected"])
         values["rewards/margins"] = np.mean(rewards["chosen"] - rewards["rejected"])
         values["weights/mean"], values["weights/min"] = weights.mean(), weights.min()

@@ -15,9 +15,9 @@ of the comparison has its own error. Hence, per token, TOKEN = 5e-5 nats, and
   a pair's loss                    relative 6 TOKEN from the weight, absolute weight * beta * 4 n TOKEN from the margin
 """
 
-import contextlib
 import importlib.util
 import json
+import logging
 import math
 import os
 import shutil
@@ -30,6 +30,7 @@ import warnings
 TOKEN = 5e-5
 BETA = 0.1
 ROWS = 7
+TEXTS, CUT = 61, 130  # rows of plain text, and a max_length that some of them exceed
 
 SOURCE = os.environ.get("WPO_SOURCE", os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 BINARY = os.environ.get("WPO_BINARY", "")
@@ -75,7 +76,7 @@ def read_model(folder):
     return model
 
 
-def dpo_trainer(folder, policy, reference, rows, tokenizer, prepared=False):
+def dpo_trainer(folder, policy, reference, rows, tokenizer, prepared=False, max_length=512):
     """TRL's trainer with the two models. prepared: the rows are token ids already."""
 
     class Trainer(trl.DPOTrainer):
@@ -83,7 +84,7 @@ def dpo_trainer(folder, policy, reference, rows, tokenizer, prepared=False):
             return dataset if prepared else super()._prepare_dataset(dataset, *rest)
 
     arguments = trl.DPOConfig(output_dir=os.path.join(folder, "trl"), use_weighting=True, beta=BETA, bf16=False,
-                              use_cpu=True, gradient_checkpointing=False, max_length=512, report_to="none",
+                              use_cpu=True, gradient_checkpointing=False, max_length=max_length, report_to="none",
                               disable_tqdm=True)
     return Trainer(model=policy, ref_model=reference, args=arguments, train_dataset=datasets.Dataset.from_list(rows),
                    processing_class=tokenizer)
@@ -165,8 +166,9 @@ def check_peer(folder):
     model, other, groups = (os.path.join(folder, name) for name in ("model", "other", "pairs.h5"))
     write_random_model(model, 1)
     write_random_model(other, 2)
-    command = [sys.executable, os.path.join(SOURCE, "benchmarks", "make_pairs.py"), "--vocabulary", "67", "--pairs", "5",
-               "--prompt", "1:13", "--chosen", "1:11", "--rejected", "2:17", "--seed", "3", "--out", groups]
+    command = [sys.executable, os.path.join(SOURCE, "benchmarks", "make_pairs.py"), "--vocabulary", "67",
+               "--pairs", "5", "--prompt", "1:13", "--chosen", "1:11", "--rejected", "2:17", "--seed", "3",
+               "--out", groups]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     pairs = peer.read_pairs(groups)
     check(len({len(p) + len(c) for p, c, _ in pairs}) > 1, "the lengths of the pairs do not differ")
@@ -220,7 +222,8 @@ def check_peer_variant(expected, model, other, pairs, changes):
 def run(*words):
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
     if done.returncode != 0:
-        sys.exit(f"{' '.join(map(str, words))}: exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        print(done.stdout[-2000:], done.stderr[-4000:])
+        sys.exit(f"{' '.join(map(str, words))}: exit code {done.returncode}")
     return done.stdout
 
 
@@ -247,8 +250,8 @@ def write_moved(source, folder):
 
 
 def check_program(folder):
-    reference, policy, rows_path, groups, records_path = (
-        os.path.join(folder, name) for name in ("", "policy", "rows.jsonl", "groups.h5", "completions.jsonl"))
+    policy, rows_path, groups, records_path = (
+        os.path.join(folder, name) for name in ("policy", "rows.jsonl", "groups.h5", "completions.jsonl"))
     reference = os.path.join(DATA, "stories260K")
     write_moved(reference, policy)
     rows = write_rows(rows_path)
@@ -269,6 +272,30 @@ def check_tokens(pairs, rows):
     for i, (pair, row) in enumerate(zip(pairs, rows)):
         for got, side in zip(pair, ("prompt", "chosen", "rejected")):
             check(got == row[f"{side}_ids"], f"row {i}: the token ids of its {side} are not TRL's")
+
+
+def check_cut_tokens(folder):
+    """Plain text, and rows too long for max_length: TRL drops a pair whose prompt fills it, and cuts completions."""
+    model, rows_path, groups = (os.path.join(folder, name) for name in ("policy", "text.jsonl", "text.h5"))
+    with open(os.path.join(DATA, "llmbar.jsonl")) as file:
+        rows = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in map(json.loads, file)][:TEXTS]
+    with open(rows_path, "w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    run(BINARY, "prepare", "--model", model, "--data", rows_path, "--out", groups, "--max_length", CUT)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    trainer = dpo_trainer(folder, read_model(model), read_model(model), rows, tokenizer, max_length=CUT)
+    expected = list(trainer.train_dataset)
+    pairs = peer.read_pairs(groups)
+    lengths = [len(row["prompt_ids"]) + len(row[side]) for row in expected for side in ("chosen_ids", "rejected_ids")]
+    check(len(expected) < TEXTS and max(lengths) > CUT > min(lengths), "the rows do not try every case")
+    check(len(pairs) == len(expected), f"{len(pairs)} pairs prepared of {TEXTS} texts, TRL keeps {len(expected)}")
+    for i, (pair, row) in enumerate(zip(pairs, expected)):
+        batch = trainer.data_collator([row])
+        for side in range(2):
+            kept = batch["attention_mask"][side].bool()
+            ids, scored = batch["input_ids"][side][kept], batch["completion_mask"][side][kept].bool()
+            check(pair[0] == ids[~scored].tolist() and pair[1 + side] == ids[scored].tolist(),
+                  f"text {i} completion {side}: the token ids are not TRL's")
 
 
 def check_records(records, expected):
@@ -310,6 +337,7 @@ def main():
         missing = "WPO_BINARY" if not os.path.exists(BINARY) else "WPO_TEST_DATA" if not os.path.isdir(DATA) else None
         if not missing:
             check_program(folder)
+            check_cut_tokens(folder)
     if failures:
         sys.exit(f"{len(failures)} checks failed")
     print(f"the peer step agrees with TRL {trl.__version__}")
@@ -321,13 +349,12 @@ def main():
 find_packages()
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1")
 warnings.simplefilter("ignore", FutureWarning)  # of TRL about Transformers
-with contextlib.redirect_stderr(None):
-    import datasets
-    import safetensors.torch
-    import tokenizers
-    import torch
-    import transformers
-    import trl
+import datasets  # noqa: E402
+import safetensors.torch  # noqa: E402
+import tokenizers  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+import trl  # noqa: E402
 
 sys.path.insert(0, os.path.join(SOURCE, "benchmarks"))
 import peer_step as peer  # noqa: E402
@@ -335,5 +362,7 @@ import peer_step as peer  # noqa: E402
 datasets.disable_caching()
 datasets.disable_progress_bars()
 transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
+logging.getLogger("trl").setLevel(logging.ERROR)
 torch.set_num_threads(1)  # the models are small
 main()

@@ -10,7 +10,16 @@ PREPARE = os.path.join(ROOT, "launcher", "text", "prepare.py")
 sys.path.insert(0, os.path.join(ROOT, "launcher"))
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 CORPUS = [
     "the sky is blue and the sea is deep", "a user asks: what is the colour of the sky?", "hello there, hello world",
@@ -60,8 +69,12 @@ def fallback_tokenizer(size=400, normalizer="prepend", bos=True):
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")]
+    )
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
@@ -92,9 +105,13 @@ def letters_tokenizer(merges=(), bos=True):
     pieces = ["<unk>", "<s>", "</s>", *LETTERS]
     pieces += [a + b for a, b in merges]
     tokenizer = Tokenizer(
-        models.BPE(vocab={piece: id for id, piece in enumerate(pieces)}, merges=list(merges), unk_token="<unk>")
+        models.BPE(
+            vocab={piece: id for id, piece in enumerate(pieces)}, merges=list(merges), unk_token="<unk>"
+        )
     )
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")])
+    tokenizer.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")]
+    )
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return tokenizer
@@ -122,11 +139,18 @@ def write_model(folder, tokenizer, model_type="llama", vocabulary=None, template
         {"model_type": model_type, "vocab_size": size, "max_position_embeddings": 4096, "hidden_size": 8,
          "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8},
     )  # fmt: skip
-    values = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    values = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
     values.update(settings)
     if template is not None:
         values["chat_template"] = template
-    write_json(os.path.join(folder, "tokenizer_config.json"), {k: v for k, v in values.items() if v is not None})
+    write_json(
+        os.path.join(folder, "tokenizer_config.json"), {k: v for k, v in values.items() if v is not None}
+    )
     return folder
 
 

@@ -1,8 +1,7 @@
-"""Bad input ends in one sentence that names the place, with exit code 1 (2 for usage) and no file left behind."""
+"""Bad input ends in one sentence that names the place, exit code 1 (2 for usage) and no file left behind."""
 
 import json
 import os
-import sys
 import tempfile
 
 import fixtures
@@ -19,7 +18,9 @@ def model_in(folder, **settings):
     return fixtures.write_model(path, letters_tokenizer(), **{"template": LETTERS_TEMPLATE, **settings})
 
 
-def expect(folder, words, *options, rows=None, raw=None, data=None, model=None, name="rows.jsonl", code=1, out=None):
+def expect(
+    folder, words, *options, rows=None, raw=None, data=None, model=None, name="rows.jsonl", code=1, out=None
+):
     """Runs on `rows`, on a file of `raw` bytes or on the path `data`; the sentence must hold all of `words`."""
     if data is None:
         data = os.path.join(tempfile.mkdtemp(dir=folder), name)
@@ -29,7 +30,9 @@ def expect(folder, words, *options, rows=None, raw=None, data=None, model=None, 
             file.write(raw)
     place = tempfile.mkdtemp(dir=folder)
     target = out or os.path.join(place, "out.h5")
-    status, text, errors = fixtures.prepare(model or model_in(folder), data, target, "--num_proc", 1, *options)
+    status, text, errors = fixtures.prepare(
+        model or model_in(folder), data, target, "--num_proc", 1, *options
+    )
     assert status == code, (words, status, text, errors)
     lines = errors.strip().split("\n")
     assert len(lines) == 1 or code == 2, errors
@@ -45,31 +48,63 @@ def test_json(folder):
     good = json.dumps(GOOD).encode() + b"\n"
     expect(folder, ["rows.jsonl", "row 1 (line 2)", "not valid JSON"], raw=good + b'{"prompt": "a", \n')
     expect(folder, ["row 1 (line 3)", "not valid JSON"], raw=good + b"\n" + b"nonsense\n")
-    expect(folder, ["row 1 (line 2)", "'prompt'", "twice"], raw=good + b'{"prompt": "a", "prompt": "b", "chosen": "c"}\n')
+    expect(
+        folder,
+        ["row 1 (line 2)", "'prompt'", "twice"],
+        raw=good + b'{"prompt": "a", "prompt": "b", "chosen": "c"}\n',
+    )
     inner = b'{"prompt": [{"role": "user", "role": "user"}], "chosen": [], "rejected": []}\n'
     expect(folder, ["row 0 (line 1)", "'role'", "twice"], raw=inner)
-    expect(folder, ["row 1 (line 2)", "not UTF-8", "byte 12"], raw=good + b'{"prompt": "\xff", "chosen": "a", "rejected": "b"}\n')
+    expect(
+        folder,
+        ["row 1 (line 2)", "not UTF-8", "byte 12"],
+        raw=good + b'{"prompt": "\xff", "chosen": "a", "rejected": "b"}\n',
+    )
     expect(folder, ["row 0 (line 1)", "not a JSON object"], raw=b"[1, 2]\n")
     expect(folder, ["row 0 (line 1)", "JSON array", "one object a line"], raw=b"[\n" + good + b"]\n")
     expect(folder, ["row 0 (line 1)", "not valid JSON"], raw=b"[" * 100000 + b"\n")
-    expect(folder, ["row 1 (line 2)", "'chosen'", "surrogate"], raw=good + b'{"prompt": "a", "chosen": "\\ud800", "rejected": "b"}\n')
+    expect(
+        folder,
+        ["row 1 (line 2)", "'chosen'", "surrogate"],
+        raw=good + b'{"prompt": "a", "chosen": "\\ud800", "rejected": "b"}\n',
+    )
     expect(folder, ["rows.jsonl", "empty"], raw=b"")
     expect(folder, ["rows.jsonl", "no rows"], raw=b"\n\n")
     expect(folder, ["compressed"], raw=b"\x1f\x8b\x08\x00abc")
 
 
 def test_columns(folder):
-    expect(folder, ["row 0", "instruction, output", "chosen and rejected"], rows=[{"instruction": "a", "output": "b"}])
-    expect(folder, ["row 1 (line 2)", "'rejected'", "prompt, chosen"], rows=[GOOD, {"prompt": "a", "chosen": "b"}])
+    expect(
+        folder,
+        ["row 0", "instruction, output", "chosen and rejected"],
+        rows=[{"instruction": "a", "output": "b"}],
+    )
+    expect(
+        folder,
+        ["row 1 (line 2)", "'rejected'", "prompt, chosen"],
+        rows=[GOOD, {"prompt": "a", "chosen": "b"}],
+    )
     expect(folder, ["row 1", "'prompt'"], rows=[GOOD, {**GOOD, "prompt": None}])
     expect(folder, ["row 1", "'chosen' must be text", "a number"], rows=[GOOD, {**GOOD, "chosen": 3}])
-    expect(folder, ["row 1", "'rejected' must be text", "a list"], rows=[GOOD, {**GOOD, "rejected": [assistant("b")]}])
+    expect(
+        folder,
+        ["row 1", "'rejected' must be text", "a list"],
+        rows=[GOOD, {**GOOD, "rejected": [assistant("b")]}],
+    )
     expect(folder, ["row 1", "'chosen' must be a list of messages"], rows=[CHAT, {**CHAT, "chosen": "b"}])
     expect(folder, ["row 0", "'chosen[0]'", "role"], rows=[{**CHAT, "chosen": [{"content": "b"}]}])
     expect(folder, ["row 0", "'chosen[0].content'", "a number"], rows=[{**CHAT, "chosen": [assistant(3)]}])
     expect(folder, ["row 0", "'score_chosen' must be a number", "text"], rows=[{**GOOD, "score_chosen": "9"}])
-    expect(folder, ["row 0", "'score_rejected'", "finite"], raw=b'{"prompt":"a","chosen":"b","rejected":"c","score_rejected":1e39}\n')
-    expect(folder, ["row 0", "'label' must be true or false", "3"], rows=[{"prompt": "a", "completion": "b", "label": 3}])
+    expect(
+        folder,
+        ["row 0", "'score_rejected'", "finite"],
+        raw=b'{"prompt":"a","chosen":"b","rejected":"c","score_rejected":1e39}\n',
+    )
+    expect(
+        folder,
+        ["row 0", "'label' must be true or false", "3"],
+        rows=[{"prompt": "a", "completion": "b", "label": 3}],
+    )
     expect(folder, ["row 0", "'label'"], "--format", "unpaired", rows=[{"prompt": "a", "completion": "b"}])
     expect(folder, ["row 0", "'completion'"], "--format", "prompt-completion", rows=[GOOD])
     expect(folder, ["row 0", "'tools'", "JSON"], rows=[{**CHAT, "tools": "{"}])
@@ -111,7 +146,12 @@ def test_model(folder):
 
 def test_vocabulary(folder):
     model = model_in(folder, vocabulary=12)  # up to the space
-    expect(folder, ["row 1 (line 2)", "token 13", "'?'", "vocab_size 12"], rows=[GOOD, {**GOOD, "rejected": "a?"}], model=model)
+    expect(
+        folder,
+        ["row 1 (line 2)", "token 13", "'?'", "vocab_size 12"],
+        rows=[GOOD, {**GOOD, "rejected": "a?"}],
+        model=model,
+    )
 
 
 def test_nothing_left(folder):
@@ -148,7 +188,7 @@ def test_parquet(folder):
     expect(folder, ["torn.parquet", "read"], raw=bytes(middle), name="torn.parquet")
     expect(folder, ["empty.parquet", "empty"], raw=b"", name="empty.parquet")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": "a"}]), path)
-    expect(folder, ["rows.parquet", "row 0", "text"], data=path)
+    expect(folder, ["rows.parquet", "columns text", "chosen and rejected"], data=path)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([GOOD]).slice(0, 0), path)
     expect(folder, ["rows.parquet", "no rows"], data=path)
 

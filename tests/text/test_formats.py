@@ -1,4 +1,4 @@
-"""Rows of every format become the ids worked out here by hand (letters: a = 3 ... h = 10, see fixtures.LETTERS)."""
+"""Rows of every format become the ids worked out here by hand (a = 3 ... h = 10, see fixtures.LETTERS)."""
 
 import json
 import math
@@ -15,7 +15,9 @@ S, E = 1, 2  # <s>, </s>
 
 
 def convert(folder, rows, *options, merges=(), bos=True, template=LETTERS_TEMPLATE, **settings):
-    model = fixtures.write_model(os.path.join(folder, "model"), letters_tokenizer(merges, bos), template=template, **settings)
+    model = fixtures.write_model(
+        os.path.join(folder, "model"), letters_tokenizer(merges, bos), template=template, **settings
+    )
     data = fixtures.write_rows(os.path.join(folder, "rows.jsonl"), rows)
     out = os.path.join(folder, "rows.h5")
     code, text, errors = fixtures.prepare(model, data, out, "--overwrite", *options)
@@ -63,7 +65,10 @@ def test_implicit_prompt_in_texts(folder):
     rows = [
         {"chosen": "ab cd", "rejected": "ab ef"},  # the space goes to the completions
         {"chosen": "abc", "rejected": "abd"},
-        {"chosen": "ab", "rejected": "abcd"},  # one begins with the other: its last character is its completion
+        {
+            "chosen": "ab",
+            "rejected": "abcd",
+        },  # one begins with the other: its last character is its completion
         {"chosen": "ab", "rejected": "cd"},  # nothing in common: the prompt is <s> alone
     ]
     groups = convert(folder, rows)
@@ -84,10 +89,16 @@ def ultrafeedback_row():
 def test_ultrafeedback_folder_of_parquet(folder):
     place = os.path.join(folder, "ultrafeedback", "data")
     os.makedirs(place)
-    for split, count in (("train_prefs-00000-of-00002", 2), ("train_prefs-00001-of-00002", 1), ("test_prefs-00000-of-00001", 5)):
+    for split, count in (
+        ("train_prefs-00000-of-00002", 2),
+        ("train_prefs-00001-of-00002", 1),
+        ("test_prefs-00000-of-00001", 5),
+    ):
         table = pyarrow.Table.from_pylist([ultrafeedback_row()] * count)
         pyarrow.parquet.write_table(table, os.path.join(place, split + ".parquet"))
-    model = fixtures.write_model(os.path.join(folder, "model"), letters_tokenizer(), template=LETTERS_TEMPLATE)
+    model = fixtures.write_model(
+        os.path.join(folder, "model"), letters_tokenizer(), template=LETTERS_TEMPLATE
+    )
     out = os.path.join(folder, "out.h5")
     code, _, errors = fixtures.prepare(model, os.path.dirname(place), out, "--split", "train_prefs")
     assert code == 0, errors
@@ -96,7 +107,9 @@ def test_ultrafeedback_folder_of_parquet(folder):
     same(groups.prompts, [[S, 15, 12, 4, 13, 3, 12]] * 3)
     same(groups.completions, [[[5, 6, E], [7, E]]] * 3)
     same(groups.scores, [[8.5, 4.0]] * 3)
-    same(groups.attributes["source"], "train_prefs-00000-of-00002.parquet, train_prefs-00001-of-00002.parquet")
+    same(
+        groups.attributes["source"], "train_prefs-00000-of-00002.parquet, train_prefs-00001-of-00002.parquet"
+    )
     code, _, errors = fixtures.prepare(model, os.path.dirname(place), out, "--overwrite")
     assert code == 1 and "test_prefs, train_prefs" in errors and "--split" in errors, errors
     code, _, errors = fixtures.prepare(model, os.path.dirname(place), out, "--overwrite", "--split", "train")
@@ -104,7 +117,9 @@ def test_ultrafeedback_folder_of_parquet(folder):
 
 
 def test_prompt_completion(folder):
-    groups = convert(folder, [{"prompt": "ab", "completion": "c", "score": 2}, {"prompt": "a", "completion": "d"}])
+    groups = convert(
+        folder, [{"prompt": "ab", "completion": "c", "score": 2}, {"prompt": "a", "completion": "d"}]
+    )
     same(groups.attributes["kind"], "prompt-completion")
     same((groups.prompts, groups.completions), ([[S, 3, 4], [S, 3]], [[[5, E]], [[6, E]]]))
     same(groups.scores[0], [2.0])
@@ -112,7 +127,10 @@ def test_prompt_completion(folder):
 
 
 def test_unpaired(folder):
-    rows = [{"prompt": "ab", "completion": "c", "label": True}, {"prompt": "a", "completion": "d", "label": False}]
+    rows = [
+        {"prompt": "ab", "completion": "c", "label": True},
+        {"prompt": "a", "completion": "d", "label": False},
+    ]
     groups = convert(folder, rows)
     same((groups.attributes["kind"], groups.labels), ("unpaired", [[1], [0]]))
     groups = convert(folder, rows, "--format", "prompt-completion")
@@ -121,7 +139,10 @@ def test_unpaired(folder):
 
 def test_merge_over_the_boundary(folder):
     # "ab" + "cd" holds the token "bc" (16): the completion begins where the joint ids leave the prompt's own.
-    rows = [{"prompt": "ab", "chosen": "cd", "rejected": "e"}, {"prompt": "a", "chosen": "c", "rejected": "d"}]
+    rows = [
+        {"prompt": "ab", "chosen": "cd", "rejected": "e"},
+        {"prompt": "a", "chosen": "c", "rejected": "d"},
+    ]
     groups = convert(folder, rows, merges=[("b", "c")])
     same(groups.prompts, [[S, 3], [S, 3]])
     same(groups.completions, [[[16, 6, E], [4, 7, E]], [[5, E], [6, E]]])
@@ -131,7 +152,10 @@ def test_merge_over_the_boundary(folder):
 
 
 def test_merge_repair_of_the_authors(folder):
-    rows = [{"prompt": "ab", "chosen": "cd", "rejected": "e"}, {"prompt": "ab", "chosen": "cd", "rejected": "c"}]
+    rows = [
+        {"prompt": "ab", "chosen": "cd", "rejected": "e"},
+        {"prompt": "ab", "chosen": "cd", "rejected": "c"},
+    ]
     groups = convert(folder, rows, "--truncation", "authors", "--max-prompt-length", 8, merges=[("b", "c")])
     same(groups.prompts, [[S, 3], [S, 3]])
     same(groups.completions, [[[16, 6, E], [4, 7, E]], [[16, 6, E], [16, E]]])
@@ -140,7 +164,10 @@ def test_merge_repair_of_the_authors(folder):
 
 
 def test_bos_and_eos_of_the_authors(folder):
-    rows = [{"prompt": "<s>a", "chosen": "b</s>", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejected": "c</s>."}]
+    rows = [
+        {"prompt": "<s>a", "chosen": "b</s>", "rejected": "c"},
+        {"prompt": "a", "chosen": "b", "rejected": "c</s>."},
+    ]
     groups = convert(folder, rows, "--truncation", "authors", bos=False)
     same(groups.prompts, [[S, 3], [S, 3]])
     same(groups.completions, [[[4, E], [5, E]], [[4, E], [5, E, 14, E]]])
@@ -185,11 +212,16 @@ def test_drop_reasons(folder):
     same((groups.rows, groups.summary["dropped_because"]), ([1], {"empty prompt": 1}))
     good = {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")]}
     groups = convert(folder, [good, {**good, "rejected": []}, {**good, "prompt": []}, good])
-    same((groups.rows, groups.summary["dropped_because"]), ([0, 3], {"empty prompt": 1, "empty completion": 1}))
+    same(
+        (groups.rows, groups.summary["dropped_because"]), ([0, 3], {"empty prompt": 1, "empty completion": 1})
+    )
     silent = "{{ bos_token }}{% for m in messages if m.role == 'user' or m.content != '' %}{{ m.content }}{% endfor %}"
     groups = convert(folder, [good, {**good, "chosen": [assistant("")]}], template=silent)
     same((groups.rows, groups.summary["dropped_because"]), ([0], {"empty completion": 1}))
-    rows = [{"prompt": "a", "chosen": "bcdefgh", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejected": "c"}]
+    rows = [
+        {"prompt": "a", "chosen": "bcdefgh", "rejected": "c"},
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+    ]
     groups = convert(folder, rows, "--max_length", 6, "--truncation", "keep_end")
     same((groups.rows, groups.summary["dropped_because"]), ([1], {"completion too long": 1}))
     rows = [PAIR, PAIR, {"prompt": "a", "chosen": "b", "rejected": "c"}]
@@ -203,7 +235,10 @@ def test_audit_counts(folder):
         {"prompt": "ab", "chosen": "cd", "rejected": "e"},
     ]
     summary = convert(folder, rows, "--max_length", 16).summary
-    same((summary["double_bos"], summary["identical_completions"], summary["completions_without_eos"]), (1, 1, 0))
+    same(
+        (summary["double_bos"], summary["identical_completions"], summary["completions_without_eos"]),
+        (1, 1, 0),
+    )
     same((summary["prompt_tokens"], summary["completion_tokens"]), (3 + 3, 2 + 2 + 3 + 2))
     same((summary["mean_prompt_length"], summary["mean_completion_length"]), (3.0, 2.25))
     same(summary["prefix_sharing_gain"], round((5 + 5 + 6 + 5) / 15, 3))

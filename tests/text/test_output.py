@@ -1,8 +1,9 @@
-"""The groups file itself: the same bytes whatever the processes and the day, its format, its hash, interruption."""
+"""The groups file: the same bytes whatever the processes and the day; format, hash, full disk, interruption."""
 
 import hashlib
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -40,7 +41,9 @@ def read(path):
 
 
 def set_up(folder, count):
-    model = fixtures.write_model(os.path.join(folder, "model"), fixtures.fallback_tokenizer(), template=BOS_TEMPLATE)
+    model = fixtures.write_model(
+        os.path.join(folder, "model"), fixtures.fallback_tokenizer(), template=BOS_TEMPLATE
+    )
     rows = rows_of(7, count)
     return model, rows, fixtures.write_rows(os.path.join(folder, "rows.jsonl"), rows)
 
@@ -65,7 +68,13 @@ def test_same_bytes(folder):
     # A row's group does not depend on its neighbours: each is found again, in place, when converted in a small file.
     for row in random.Random(1).sample(groups.rows, 5):
         alone = os.path.join(folder, f"{row}.h5")
-        convert(model, fixtures.write_rows(os.path.join(folder, "one.jsonl"), [rows[row]]), alone, "--max_length", 40)
+        convert(
+            model,
+            fixtures.write_rows(os.path.join(folder, "one.jsonl"), [rows[row]]),
+            alone,
+            "--max_length",
+            40,
+        )
         have, want = Groups(alone), groups.rows.index(row)
         assert have.prompts[0] == groups.prompts[want] and have.completions[0] == groups.completions[want]
         assert groups.scores[want][0] == row and groups.scores[want][1] != groups.scores[want][1]
@@ -103,18 +112,29 @@ def test_format(folder):
         kinds = {"/prompt/tokens": "i4", "/prompt/offset": "i8", "/completion/tokens": "i4", "/completion/offset": "i8",
                  "/completion/score": "f4", "/group/first": "i8", "/group/row": "i8"}  # fmt: skip
         found = {}
-        file.visititems(lambda name, item: found.update({"/" + name: item}) if isinstance(item, h5py.Dataset) else None)
+        file.visititems(
+            lambda name, item: found.update({"/" + name: item}) if isinstance(item, h5py.Dataset) else None
+        )
         assert set(found) == set(kinds)
         for name, item in found.items():
-            assert item.dtype == kinds[name] and item.fletcher32 and item.chunks and item.compression is None, name
+            assert (
+                item.dtype == kinds[name] and item.fletcher32 and item.chunks and item.compression is None
+            ), name
             assert item.id.get_create_plist().get_nfilters() == 1
         attributes = dict(file.attrs)
         assert file["/group/first"][...].tolist() == list(range(0, 41, 2))
     numbers = {name for name, value in attributes.items() if not isinstance(value, bytes)}
     assert numbers == {"version", "vocabulary", "max_length"}
-    assert attributes["format"] == b"wpo-groups" and attributes["version"] == 1 and attributes["max_length"] == 1024
+    assert (
+        attributes["format"] == b"wpo-groups"
+        and attributes["version"] == 1
+        and attributes["max_length"] == 1024
+    )
     assert attributes["kind"] == b"preference" and attributes["truncation"] == b"keep_start"
-    assert attributes["tokenizer_sha256"] == hashlib.sha256(read(os.path.join(model, "tokenizer.json"))).hexdigest().encode()
+    assert (
+        attributes["tokenizer_sha256"]
+        == hashlib.sha256(read(os.path.join(model, "tokenizer.json"))).hexdigest().encode()
+    )
     assert attributes["chat_template_sha256"] == hashlib.sha256(BOS_TEMPLATE.encode()).hexdigest().encode()
 
 
@@ -124,7 +144,12 @@ def test_hash_finds_every_flip(folder):
     convert(model, data, path)
     raw = read(path)
     places = [0, 20, 90, 511, 512, len(raw) - 1] + random.Random(3).sample(range(len(raw)), 40)
-    for damaged in [raw[:i] + bytes([raw[i] ^ 1]) + raw[i + 1 :] for i in places] + [raw[:-1], raw + b"\0", raw[:100], b""]:
+    for damaged in [raw[:i] + bytes([raw[i] ^ 1]) + raw[i + 1 :] for i in places] + [
+        raw[:-1],
+        raw + b"\0",
+        raw[:100],
+        b"",
+    ]:
         with open(path, "wb") as file:
             file.write(damaged)
         try:
@@ -132,6 +157,25 @@ def test_hash_finds_every_flip(folder):
         except BadInput:
             continue
         raise AssertionError("damage went unnoticed")
+
+
+def test_full_disk(folder):
+    # A limit on the size of files stands in for a full disk. It strikes in the spool, in HDF5, or in its last bytes.
+    model, _, data = set_up(folder, 700)
+    out = os.path.join(folder, "sized.h5")
+    convert(model, data, out)
+    size = os.path.getsize(out)
+    place = tempfile.mkdtemp(dir=folder)
+    for limit in (4096, size // 3, size // 2, size - 700, size - 1):
+        words = ["--model", model, "--data", data, "--out", os.path.join(place, "out.h5"), "--num_proc", "1"]
+        done = subprocess.run(
+            [sys.executable, fixtures.PREPARE, *words], capture_output=True, text=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        )  # fmt: skip
+        assert done.returncode == 1, (limit, done)
+        assert done.stderr.startswith("wpo prepare: ") and done.stderr.count("\n") == 1, done.stderr
+        assert "out.h5: cannot be written" in done.stderr, done.stderr
+        assert os.listdir(place) == [], limit
 
 
 def test_interruption(folder):
@@ -143,7 +187,10 @@ def test_interruption(folder):
         place = tempfile.mkdtemp(dir=folder)
         words = ["--model", model, "--data", data, "--out", os.path.join(place, "out.h5"), "--num_proc", "2"]
         child = subprocess.Popen(
-            [sys.executable, fixtures.PREPARE, *words], stderr=subprocess.PIPE, text=True, start_new_session=True
+            [sys.executable, fixtures.PREPARE, *words],
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         limit = time.monotonic() + 60
         while not os.listdir(place) and time.monotonic() < limit:

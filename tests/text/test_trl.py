@@ -28,7 +28,25 @@ from text.groups_file import Groups
 datasets.disable_progress_bars()
 transformers.logging.set_verbosity_error()
 logging.disable(logging.WARNING)
-WORDS = ["the", "sky", " is", "blue", "straße", "\n", "  ", "hello", "?", "é😀", "</s>", "<s>", "three", "", "\t", ".", "1984"]
+WORDS = [
+    "the",
+    "sky",
+    " is",
+    "blue",
+    "straße",
+    "\n",
+    "  ",
+    "hello",
+    "?",
+    "é😀",
+    "</s>",
+    "<s>",
+    "three",
+    "",
+    "\t",
+    ".",
+    "1984",
+]
 compared = 0
 
 
@@ -46,7 +64,13 @@ def preference_rows(seed, count, chat):
                 prompt = [{"role": "system", "content": speak(dice, 1)}] + prompt
             if dice.random() < 0.3:
                 prompt += [assistant(speak(dice, 1)), user(speak(dice, 1))]
-            rows.append({"prompt": prompt, "chosen": [assistant(speak(dice, 1))], "rejected": [assistant(speak(dice, 1))]})
+            rows.append(
+                {
+                    "prompt": prompt,
+                    "chosen": [assistant(speak(dice, 1))],
+                    "rejected": [assistant(speak(dice, 1))],
+                }
+            )
         else:
             rows.append({"prompt": speak(dice, 1), "chosen": speak(dice), "rejected": speak(dice)})
     return rows
@@ -82,20 +106,26 @@ def dpo(rows, tokenizer, max_length, truncation):
     dataset = with_index(rows)
     if "prompt" in rows[0] and isinstance(rows[0]["prompt"], str) and isinstance(rows[0]["chosen"], list):
         # DPOTrainer itself stops at a text prompt beside conversations; this is TRL's function for such data.
-        dataset = datasets.Dataset.from_list([{**maybe_extract_prompt(row), "index": i} for i, row in enumerate(rows)])
+        dataset = datasets.Dataset.from_list(
+            [{**maybe_extract_prompt(row), "index": i} for i, row in enumerate(rows)]
+        )
     args = arguments(max_length, truncation)
     ready = DPOTrainer._prepare_dataset(trainer(tokenizer), dataset, tokenizer, args, "train")
     collate = DataCollatorForPreference(pad_token_id=0, max_length=max_length, truncation_mode=truncation)
     result = {}
     for row in ready:
         batch = collate([row])
-        result[row["index"]] = sequences(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
+        result[row["index"]] = sequences(
+            batch["input_ids"], batch["attention_mask"], batch["completion_mask"]
+        )
     return result
 
 
 def sft(rows, tokenizer, max_length, truncation):
     args = arguments(max_length, truncation)
-    ready = SFTTrainer._prepare_dataset(trainer(tokenizer), with_index(rows), tokenizer, args, False, None, "train")
+    ready = SFTTrainer._prepare_dataset(
+        trainer(tokenizer), with_index(rows), tokenizer, args, False, None, "train"
+    )
     result = {}
     for row in ready:
         split = sum(label == -100 for label in row["labels"])
@@ -111,7 +141,9 @@ def kto(rows, tokenizer, max_length, truncation):
     result = {}
     for row in ready:
         batch = collate([row])
-        result[row["index"]] = sequences(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
+        result[row["index"]] = sequences(
+            batch["input_ids"], batch["attention_mask"], batch["completion_mask"]
+        )
     return result
 
 
@@ -123,7 +155,9 @@ def compare(name, model, rows, theirs, max_length, truncation="keep_start"):
     with tempfile.TemporaryDirectory() as folder:
         data = fixtures.write_rows(os.path.join(folder, "rows.jsonl"), rows)
         out = os.path.join(folder, "rows.h5")
-        code, _, errors = fixtures.prepare(model, data, out, "--max_length", max_length, "--truncation", truncation)
+        code, _, errors = fixtures.prepare(
+            model, data, out, "--max_length", max_length, "--truncation", truncation
+        )
         assert code == 0, (name, errors)
         groups = Groups(out)
     shared = 0
@@ -133,7 +167,7 @@ def compare(name, model, rows, theirs, max_length, truncation="keep_start"):
         if truncation == "keep_end" and have != want:
             # Separate sequences lose different ends of the prompt; the group keeps what both keep.
             assert [ids for _, ids in want] == completions, (name, row)
-            assert all(whole[len(whole) - len(prompt):] == prompt for whole, _ in want), (name, row)
+            assert all(whole[len(whole) - len(prompt) :] == prompt for whole, _ in want), (name, row)
             assert min(len(whole) for whole, _ in want) == len(prompt), (name, row)
             shared += 1
             continue
@@ -164,7 +198,11 @@ ADDED = {
     },
     "extra_special_tokens": ["three"], "think_token": "blue",
 }  # fmt: skip
-MAPPED = {"bos_token": {"content": "<s>", "lstrip": True}, "additional_special_tokens": ["blue"], "eos_token": "hello"}
+MAPPED = {
+    "bos_token": {"content": "<s>", "lstrip": True},
+    "additional_special_tokens": ["blue"],
+    "eos_token": "hello",
+}
 
 
 def synthetic(folder):
@@ -220,7 +258,9 @@ def check_synthetic(folder):
                 compare(label + " implicit", model, alike, dpo, 40)
             elif seed % 3 == 1:
                 compare(label + " implicit", model, implicit, dpo, 40)
-                ultra = [{"prompt": "text", "prompt_id": "x", "messages": row["chosen"], **row} for row in implicit]
+                ultra = [
+                    {"prompt": "text", "prompt_id": "x", "messages": row["chosen"], **row} for row in implicit
+                ]
                 compare(label + " ultrafeedback", model, ultra, dpo, 40)
                 tools = json.dumps([{"name": "<f>", "description": "é"}])
                 compare(label + " tools", model, [{**row, "tools": tools} for row in rows], dpo, 200)
@@ -228,7 +268,11 @@ def check_synthetic(folder):
 
 def check_real(data):
     model = os.path.join(data, "stories260K")
-    for file, max_length in (("alpaca_pairs/train.jsonl", 512), ("alpaca_pairs/long.jsonl", 512), ("llmbar.jsonl", 256)):
+    for file, max_length in (
+        ("alpaca_pairs/train.jsonl", 512),
+        ("alpaca_pairs/long.jsonl", 512),
+        ("llmbar.jsonl", 256),
+    ):
         with open(os.path.join(data, file), encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
         rows = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows]
