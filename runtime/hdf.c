@@ -341,7 +341,7 @@ enum status hdf_create(struct hdf **file, size_t user_block)
                H5Pset_fapl_core(access, (size_t)1 << 22, 0) >= 0 &&
                H5Pset_fclose_degree(access, H5F_CLOSE_STRONG) >= 0 &&
                H5Pset_file_image_callbacks(access, &callbacks) >= 0 &&
-               H5Pset_userblock(creation, user_block) >= 0;
+               H5Pset_userblock(creation, user_block) >= 0 && H5Pset_obj_track_times(creation, 0) >= 0;
     (*file)->id = set ? H5Fcreate("image", H5F_ACC_TRUNC, creation, access) : -1;
     H5Pclose(creation);
     H5Pclose(access);
@@ -356,14 +356,22 @@ static enum status fail_memory(const char *name)
     return fail("the HDF5 library cannot store %s in memory; the host may have too little of it", name);
 }
 
-/* Creates a dataset with the groups on the way. */
+/* Creates a dataset, and the groups on the way to it. Objects carry no times: the same content is the same
+ * bytes. */
 static hid_t create_dataset(struct hdf *file, const char *name, hid_t type, hid_t space, hid_t creation)
 {
-    hid_t links = H5Pcreate(H5P_LINK_CREATE);
-    H5Pset_create_intermediate_group(links, 1);
-    hid_t dataset = H5Dcreate2(file->id, name, type, space, links, creation, H5P_DEFAULT);
-    H5Pclose(links);
-    return dataset;
+    hid_t untimed = H5Pcreate(H5P_GROUP_CREATE);
+    H5Pset_obj_track_times(untimed, 0);
+    H5Pset_obj_track_times(creation, 0);
+    for (const char *slash = strchr(name + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        char step[512];
+        snprintf(step, sizeof step, "%.*s", (int)(slash - name), name);
+        if (H5Lexists(file->id, step, H5P_DEFAULT) > 0) continue;
+        hid_t group = H5Gcreate2(file->id, step, H5P_DEFAULT, untimed, H5P_DEFAULT);
+        if (group >= 0) H5Gclose(group);
+    }
+    H5Pclose(untimed);
+    return H5Dcreate2(file->id, name, type, space, H5P_DEFAULT, creation, H5P_DEFAULT);
 }
 
 enum status hdf_add(struct hdf *file, const char *name, enum hdf_type type, const void *values, int64_t count)
@@ -374,7 +382,6 @@ enum status hdf_add(struct hdf *file, const char *name, enum hdf_type type, cons
     hid_t space = H5Screate_simple(1, &size, NULL), creation = H5Pcreate(H5P_DATASET_CREATE);
     H5Pset_chunk(creation, 1, &chunk);
     H5Pset_fletcher32(creation);
-    H5Pset_obj_track_times(creation, 0); /* the same content is the same bytes */
     hid_t dataset = create_dataset(file, name, file_type(type), space, creation);
     bool written =
         dataset >= 0 && H5Dwrite(dataset, file_type(type), H5S_ALL, H5S_ALL, H5P_DEFAULT, values) >= 0;
@@ -454,7 +461,6 @@ enum status hdf_add_view(struct hdf *file, const char *name, int64_t rows, int64
     hsize_t size[2] = {(hsize_t)rows, (hsize_t)cols};
     hid_t space = vector ? H5Screate_simple(1, size + 1, NULL) : H5Screate_simple(2, size, NULL);
     hid_t creation = H5Pcreate(H5P_DATASET_CREATE);
-    H5Pset_obj_track_times(creation, 0);
     bool done = true;
     for (int64_t i = 0; done && i < count; i++)
         done = map_part(creation, space, cols, vector, &parts[i]);

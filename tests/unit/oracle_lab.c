@@ -53,12 +53,18 @@ double *lab_doubles(struct lab *lab, int64_t count)
     return host_memory(lab, count, sizeof(double));
 }
 
+double lab_round(double value)
+{
+    volatile float rounded = (float)value;
+    return rounded;
+}
+
 double *lab_randoms(struct lab *lab, int64_t count, unsigned long long seed, double scale)
 {
     double *values = lab_doubles(lab, count);
     unsigned long long state = seed * 0x1234567u + 99;
     for (int64_t i = 0; i < count; i++)
-        values[i] = (float)(scale * check_uniform(&state));
+        values[i] = lab_round(scale * check_uniform(&state));
     return values;
 }
 

@@ -46,6 +46,9 @@ void lab_close(struct lab *lab); /* releases all that was made through it */
 /* Frees the matrices and arrays made since the marks, so that many cases fit. */
 void lab_release(struct lab *lab);
 
+/* To f32 and back. Not inlined: GCC 12.2 at -O2 drops such a pair of conversions when it vectorises a block.
+ */
+double lab_round(double value);
 double *lab_doubles(struct lab *lab, int64_t count); /* host, zeros */
 double *lab_randoms(struct lab *lab, int64_t count, unsigned long long seed,
                     double scale);                                /* host, exact in f32 */

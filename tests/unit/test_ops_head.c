@@ -23,13 +23,13 @@ static double *draw_logits(struct lab *lab, enum looks looks, const int64_t *tar
     double *z = lab_randoms(lab, tokens * vocabulary, 20 + looks, looks == LOOKS_WIDE ? 1e4 : 6);
     for (int64_t i = 0; i < tokens * vocabulary; i++) {
         int64_t v = i % vocabulary, y = target[i / vocabulary], other = (y + 1) % vocabulary;
-        if (looks == LOOKS_RISING) z[i] = (float)(0.01 * (double)v + z[i] * 1e-4);
+        if (looks == LOOKS_RISING) z[i] = lab_round(0.01 * (double)v + z[i] * 1e-4);
         if (looks == LOOKS_EQUAL) z[i] = 0.5;
         if (looks == LOOKS_TARGET) z[i] = v == y ? 80 : -80;
         if (looks == LOOKS_OTHER) z[i] = v == other ? 80 : -80;
-        if (looks == LOOKS_FAR) z[i] = (float)(1e4 + z[i]);
+        if (looks == LOOKS_FAR) z[i] = lab_round(1e4 + z[i]);
         if (looks == LOOKS_PAIR && (v == y || v == other)) z[i] = 9;
-        if (looks == LOOKS_NEGATIVE) z[i] = (float)(z[i] - 900);
+        if (looks == LOOKS_NEGATIVE) z[i] = lab_round(z[i] - 900);
     }
     return z;
 }
@@ -137,9 +137,9 @@ static int64_t draw_statistics(double *statistics, int64_t *first)
         for (int64_t i = 0; i < lengths[s % 5]; i++, at++) {
             double *row = statistics + at * HEAD_STATISTICS;
             for (int c = 0; c < HEAD_STATISTICS; c++)
-                row[c] = (float)(3 * check_uniform(&state));
-            row[HEAD_LOG_SUM] = (float)fabs(row[HEAD_LOG_SUM]);
-            row[HEAD_LOGP] = (float)(-row[HEAD_LOG_SUM] - fabs(row[HEAD_LOGP]));
+                row[c] = lab_round(3 * check_uniform(&state));
+            row[HEAD_LOG_SUM] = fabs(row[HEAD_LOG_SUM]);
+            row[HEAD_LOGP] = lab_round(-row[HEAD_LOG_SUM] - fabs(row[HEAD_LOGP]));
             row[HEAD_HIT] = row[HEAD_HIT] > 1 ? 1 : 0;
         }
     }
@@ -163,7 +163,7 @@ static void sums_as_doubles(double *values, const struct completion_sums *sums)
 }
 
 /* The sums are double: n terms in any order are within n 2^-53 sum |.|. */
-static void try_sums(struct lab *lab, struct completion_sums sums[COMPLETIONS],
+static void try_sums(struct lab *lab, struct completion_sums sums[COMPLETIONS + 1],
                      int64_t first[COMPLETIONS + 1])
 {
     double *statistics = lab_doubles(lab, 8192);

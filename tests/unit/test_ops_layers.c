@@ -44,7 +44,7 @@ static void try_norm(struct lab *lab, int64_t rows, int64_t cols, int64_t margin
     if (residual) { /* one rounding */
         lab_get(in_place ? &mx : &ms, got_sum, "sum");
         for (int64_t i = 0; i < count; i++)
-            sum[i] = (float)sum[i];
+            sum[i] = lab_round(sum[i]);
         LAB_CLOSE(got_sum, sum, lab_doubles(lab, count), count);
     }
     if (residual && scale > 0) { /* negative control: r forgotten */
@@ -161,8 +161,8 @@ static void try_rope(struct lab *lab, int64_t rows, int64_t heads, int64_t size,
     for (int64_t p = 0; p < positions; p++)
         for (int64_t j = 0; j < half; j++) {
             double angle = (double)p * pow(10000, -2.0 * (double)j / (double)size);
-            table[p * size + j] = (float)cos(angle);
-            table[p * size + half + j] = (float)sin(angle);
+            table[p * size + j] = lab_round(cos(angle));
+            table[p * size + half + j] = lab_round(sin(angle));
         }
     for (int64_t n = 0; n < rows; n++)
         position[n] = n % 5 == 4 ? 399 : n * 17 % 300;

@@ -158,7 +158,7 @@ static void try_rows(struct lab *lab, int64_t table, int64_t rows, int64_t cols,
     for (int64_t i = 0; i < rows * cols; i++)
         if (index[i / cols] >= 0) {
             int64_t at = index[i / cols] * cols + i % cols;
-            sum[at] = (float)((float)sum[at] + (float)dy[i]);
+            sum[at] = lab_round(sum[at] + dy[i]);
         }
     LAB_CLOSE(dx, sum, bound, table * cols);
     int64_t held[3] = {0};

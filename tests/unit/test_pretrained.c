@@ -150,33 +150,41 @@ static void check_dtype_keys(void)
     world_close(&world);
 }
 
-static void check_shards(void)
+/* A file is no larger than the limit, or holds one tensor. Returns its size. */
+static int64_t check_shard(const char *folder, const char *name, int64_t limit)
+{
+    char *path = files_join(folder, name);
+    struct safetensors file;
+    struct stat information = {0};
+    CHECK(stat(path, &information) == 0);
+    CHECK(safetensors_open(&file, path) == STATUS_OK);
+    CHECK(file.count == 1 || information.st_size <= limit);
+    safetensors_close(&file);
+    free(path);
+    return information.st_size;
+}
+
+static void check_shards(int64_t limit)
 {
     struct world world = world_open(false);
-    struct pretrained_output output = {world.flat, &world.params, NULL, world.text, DTYPE_HALF, 2500};
+    struct pretrained_output output = {world.flat, &world.params, NULL, world.text, DTYPE_HALF, limit};
     const char *folder = scratch_path("shards");
     CHECK(pretrained_save(&output, folder) == STATUS_OK);
     char **names;
     int64_t count, bytes = 0;
     CHECK(files_list(&names, &count, folder) == STATUS_OK && count > 4);
     for (int64_t i = 0; i < count; i++) {
-        char *path = files_join(folder, names[i]);
-        struct stat information;
-        CHECK(stat(path, &information) == 0);
-        if (!strncmp(names[i], "model-", 6)) {
-            char *expected =
-                text_format("model-%05lld-of-%05lld.safetensors", (long long)i, (long long)count - 2);
-            CHECK(!strcmp(names[i], expected));
-            CHECK(information.st_size <= 2500);
-            bytes += information.st_size;
-            free(expected);
-        }
-        free(path);
+        if (strncmp(names[i], "model-", 6) != 0) continue;
+        char *expected =
+            text_format("model-%05lld-of-%05lld.safetensors", (long long)i, (long long)count - 2);
+        CHECK(!strcmp(names[i], expected));
+        bytes += check_shard(folder, names[i], limit);
+        free(expected);
     }
     files_names_free(names, count);
     int64_t total = config_parameters(&world.config) * 2;
-    char *index = read_text(folder, "model.safetensors.index.json"),
-         *size = text_format("\"total_size\": %lld", (long long)total);
+    char *index = read_text(folder, "model.safetensors.index.json");
+    char *size = text_format("\"total_size\": %lld", (long long)total);
     CHECK_TEXT(index, size);
     CHECK(bytes > total);
     CHECK(reload(&world, folder) == STATUS_OK && same(&world));
@@ -462,7 +470,8 @@ int main(void)
     scratch_begin();
     check_round_trips();
     check_dtype_keys();
-    check_shards();
+    for (int64_t limit = 1; limit < 3000; limit += 599)
+        check_shards(limit);
     check_unsavable();
     check_broken_tensors();
     check_broken_shards();

@@ -57,7 +57,7 @@ static void check_headers(void)
         {"{\"a\": " ENTRY("F32", "[9223372036854775808]", "0", "4") "}", "too big integer", 4},
         {"{\"a\": " ENTRY("F32", "[2]", "0", "4") "}", "a.data_offsets span 4 bytes", 8},
         {"{\"a\": " ENTRY("BF16", "[1]", "0", "4") "}", "a.data_offsets span 4 bytes", 4},
-        {"{\"a\": " ENTRY("F4", "[3]", "0", "2") "}", "a.data_offsets span 2 bytes", 2},
+        {"{\"a\": " ENTRY("F4", "[3]", "0", "1") "}", "a.data_offsets span 1 bytes", 1},
         {"{\"a\": " ENTRY("F32", "[1]", "4", "0") "}", "a.data_offsets[1] is 0", 4},
         {"{\"a\": " ENTRY("F32", "[1]", "-4", "0") "}", "a.data_offsets[0] is -4", 4},
         {"{\"a\": " ENTRY("F32", "[1]", "0", "4") "}", "a.data_offsets[1] is 4", 3},
@@ -308,6 +308,22 @@ static void check_unsavable(void)
     CHECK(safetensors_write(scratch_path("no/folder.safetensors"), sources, 3, DTYPE_FLOAT) == STATUS_BAD);
 }
 
+/* Whatever the length of the header, the tensors begin at a multiple of 8 bytes. */
+static void check_alignment(void)
+{
+    for (size_t length = 1; length <= 9; length++) {
+        char name[] = "lengthens";
+        name[length] = 0;
+        const struct safetensors_source source = {name, sample, 1, 3, true};
+        const char *path = scratch_path(name);
+        struct safetensors file;
+        CHECK(safetensors_write(path, &source, 1, DTYPE_HALF) == STATUS_OK);
+        CHECK(safetensors_open(&file, path) == STATUS_OK);
+        CHECK(file.count == 1 && file.entries[0].begin % 8 == 0 && !strcmp(file.entries[0].name, name));
+        safetensors_close(&file);
+    }
+}
+
 int main(void)
 {
     scratch_begin();
@@ -319,6 +335,7 @@ int main(void)
     check_rounding(DTYPE_FLOAT);
     check_rounding(DTYPE_BFLOAT);
     check_rounding(DTYPE_HALF);
+    check_alignment();
     check_unsavable();
     return check_result();
 }
