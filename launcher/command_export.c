@@ -62,7 +62,8 @@ static char *find_companions(const char *run, const char *run_file)
 }
 
 static enum status write_model(const struct export_options *chosen, const struct checkpoint_state *state,
-                               const struct config *config, const struct params *params, const float *flat)
+                               const struct config *config, const struct params *params, const float *flat,
+                               const char *folder)
 {
     struct pretrained_output output = {
         .flat = flat, .params = params, .config_text = state->config, .type = chosen->dtype};
@@ -71,7 +72,7 @@ static enum status write_model(const struct export_options *chosen, const struct
     output.source = source;
     enum status status = pretrained_save(&output, chosen->out);
     if (status == STATUS_OK) {
-        model_output_note(chosen->out, config, chosen->dtype);
+        model_output_note(chosen->out, config, chosen->dtype, folder);
         if (!source)
             fprintf(stderr,
                     "wpo export: the starting model's folder is gone, so no tokenizer files were copied; put "
@@ -97,7 +98,7 @@ static enum status export_checkpoint(struct comm *comm, const struct export_opti
         checkpoint_state_free(&state);
         state = (struct checkpoint_state){0};
         status = checkpoint_load(comm, folder, &params, &state, &piece, 1);
-        if (status == STATUS_OK) status = write_model(chosen, &state, &config, &params, flat);
+        if (status == STATUS_OK) status = write_model(chosen, &state, &config, &params, flat, folder);
         free(flat);
         params_free(&params);
     }
@@ -105,17 +106,22 @@ static enum status export_checkpoint(struct comm *comm, const struct export_opti
     return status;
 }
 
-static enum status export(struct comm *comm, const struct export_options *chosen) {
-    int64_t bytes; TRY(model_output_size(chosen->max_shard_size, &bytes));
+static enum status export_run(struct comm *comm, const struct export_options *chosen)
+{
+    int64_t bytes;
+    TRY(model_output_size(chosen->max_shard_size, &bytes));
     if (comm->size > 1) return fail_usage("export is work for one process; start it without mpirun");
     if (!files_is_folder(chosen->run)) return fail("%s: no such run folder", chosen->run);
     TRY(model_output_check(chosen->out));
     char *wanted = chosen->step < 0 ? text_copy("auto")
                                     : text_format("%s/checkpoint-%lld", chosen->run, (long long)chosen->step);
     char *found = NULL;
-    enum status status = checkpoint_find(comm, chosen->run, wanted, &found);
-    if (status == STATUS_OK) status = found ? export_checkpoint(comm, chosen, found)
-                                            : fail("%s: no checkpoint is in this run folder", chosen->run);
+    enum status status = STATUS_OK;
+    if (chosen->step >= 0 && !files_is_folder(wanted))
+        status = fail("%s: no such checkpoint; wpo inspect %s lists those of the run", wanted, chosen->run);
+    if (status == STATUS_OK) status = checkpoint_find(comm, chosen->run, wanted, &found);
+    if (status == STATUS_OK && !found) status = fail("%s: no checkpoint is in this run folder", chosen->run);
+    if (status == STATUS_OK) status = export_checkpoint(comm, chosen, found);
     free(found);
     free(wanted);
     return status;
@@ -128,7 +134,7 @@ static enum status run(int argc, char **argv)
     TRY(options_parse(options, OPTION_COUNT(options), &chosen, argc, argv));
     enum status status = comm_open(&comm);
     if (status == STATUS_OK) {
-        status = export(&comm, &chosen);
+        status = export_run(&comm, &chosen);
         comm_close(&comm);
     }
     options_free(options, OPTION_COUNT(options), &chosen);

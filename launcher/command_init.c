@@ -64,7 +64,7 @@ static enum status write_model(const struct init_options *chosen, const char *pa
                                        .type = chosen->dtype,
                                        .shard_bytes = shard_bytes};
     enum status status = pretrained_save(&output, chosen->out);
-    if (status == STATUS_OK) model_output_note(chosen->out, &config, chosen->dtype);
+    if (status == STATUS_OK) model_output_note(chosen->out, &config, chosen->dtype, NULL);
     free(text);
     free(flat);
     params_free(&params);

@@ -86,7 +86,6 @@ const struct option run_keys[] = {
      false, false},
 };
 /* clang-format on */
-const int64_t run_key_count = OPTION_COUNT(run_keys);
 
 static const char *const aliases[][2] = {
     {"dpo_beta", "beta"},
@@ -164,7 +163,7 @@ static void print_type(FILE *stream, const struct option *key)
 void keys_print(FILE *stream)
 {
     fprintf(stream, "| key | type | default | meaning |\n|---|---|---|---|\n");
-    for (int64_t i = 0; i < run_key_count; i++) {
+    for (int64_t i = 0; i < RUN_KEYS; i++) {
         const struct option *key = &run_keys[i];
         fprintf(stream, "| `%s` | ", key->name);
         print_type(stream, key);

@@ -38,8 +38,8 @@
      "groups (pairs) that a rank evaluates at a time", false, false}
 /* clang-format on */
 
-extern const struct option run_keys[];
-extern const int64_t run_key_count;
+enum { RUN_KEYS = 42 }; /* as many as the table has rows: a test checks that none is missing */
+extern const struct option run_keys[RUN_KEYS];
 
 /* Other names of a key, read with a note. NULL when the name is none. */
 const char *key_alias(const char *name);
@@ -59,7 +59,7 @@ bool key_accepts(const struct foreign_key *foreign, const char *value);
 bool words_hold(const char *words, const char *word);
 
 /* What the single ranges cannot see: pairs of options that exclude each other, and defaults that depend on
- * other keys. given [run_key_count]: keys that were given; where opens the sentence ("run.yaml: " or "").
+ * other keys. given [RUN_KEYS]: keys that were given; where opens the sentence ("run.yaml: " or "").
  * Errors are STATUS_USAGE. */
 enum status keys_check(struct runfile *runfile, const bool *given, const char *where);
 /* The part of it that concerns the objective; for `wpo eval` too. */

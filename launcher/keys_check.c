@@ -5,7 +5,7 @@
 
 static bool is_given(const bool *given, const char *key)
 {
-    return given[options_find(run_keys, run_key_count, key, strlen(key)) - run_keys];
+    return given[options_find(run_keys, RUN_KEYS, key, strlen(key)) - run_keys];
 }
 
 static enum status check_weighting(struct objective *objective, bool weighting_given, const char *where)

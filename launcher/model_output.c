@@ -38,8 +38,9 @@ enum status model_output_check(const char *folder)
     return status;
 }
 
-void model_output_note(const char *folder, const struct config *config, enum dtype type)
+void model_output_note(const char *folder, const struct config *config, enum dtype type, const char *from)
 {
-    printf("%s: %s model with %lld parameters in %s\n", folder, family_name(config->family),
-           (long long)config_parameters(config), safetensors_torch_dtype(type));
+    printf("%s: %s model with %lld parameters in %s%s%s\n", folder, family_name(config->family),
+           (long long)config_parameters(config), safetensors_torch_dtype(type), from ? ", from " : "",
+           from ? from : "");
 }

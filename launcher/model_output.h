@@ -13,7 +13,7 @@ enum status model_output_size(const char *text, int64_t *bytes);
 /* Checks before the work begins that the folder can be made: it is not there, its parent is. */
 enum status model_output_check(const char *folder);
 
-/* One line on standard output. */
-void model_output_note(const char *folder, const struct config *config, enum dtype type);
+/* One line on standard output; `from` is the checkpoint, or NULL. */
+void model_output_note(const char *folder, const struct config *config, enum dtype type, const char *from);
 
 #endif

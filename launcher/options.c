@@ -101,7 +101,7 @@ static char *choice_word(const char *choices, int index)
 
 static enum status choice_fail(const struct option *option, const char *text, const char *where)
 {
-    char *words[32];
+    char *words[32] = {0};
     int64_t count = 0;
     for (const char *at = option->choices; at && count < 32; count++) {
         words[count] = text_format("%.*s", (int)strcspn(at, "|"), at);

@@ -91,10 +91,10 @@ static enum status collect_file(struct assignments *all, const char *path)
 
 static enum status unknown(const char *name, const char *where, bool command_line)
 {
-    const char **names = allocate(run_key_count, sizeof *names);
-    for (int64_t i = 0; i < run_key_count; i++)
+    const char **names = allocate(RUN_KEYS, sizeof *names);
+    for (int64_t i = 0; i < RUN_KEYS; i++)
         names[i] = run_keys[i].name;
-    const char *nearest = nearest_word(name, names, run_key_count);
+    const char *nearest = nearest_word(name, names, RUN_KEYS);
     free(names);
     const char *dashes = command_line ? "--" : "";
     if (nearest) return fail_usage("%s is no key of wpo (did you mean %s%s?)", where, dashes, nearest);
@@ -104,7 +104,7 @@ static enum status unknown(const char *name, const char *where, bool command_lin
 /* Fails for a name that is no key, no alias and no key of others. */
 static enum status word_value(struct words *words, struct word *word)
 {
-    const struct option *key = options_match(run_keys, run_key_count, word);
+    const struct option *key = options_match(run_keys, RUN_KEYS, word);
     if (key) snprintf(word->name, sizeof word->name, "%s", key->name); /* of --no_flag, the flag */
     if (!key && !key_alias(word->name) && !key_foreign(word->name)) {
         char where[128];
@@ -219,7 +219,7 @@ static enum status set_all(struct runfile *runfile, const struct assignments *al
     enum status status = STATUS_OK;
     for (int64_t i = 0; i < all->count && status == STATUS_OK; i++) {
         const struct assignment *a = &all->list[i];
-        const struct option *key = options_find(run_keys, run_key_count, a->key, strlen(a->key));
+        const struct option *key = options_find(run_keys, RUN_KEYS, a->key, strlen(a->key));
         status = key ? set_key(runfile, key, a, &given[key - run_keys]) : set_foreign(a, &without_effect);
     }
     if (without_effect)
@@ -230,7 +230,7 @@ static enum status set_all(struct runfile *runfile, const struct assignments *al
 
 static enum status check_required(const bool *given, const char *where)
 {
-    for (int64_t i = 0; i < run_key_count; i++) {
+    for (int64_t i = 0; i < RUN_KEYS; i++) {
         if (run_keys[i].required && !given[i]) {
             return fail_usage("%s%s is missing: %s", where, run_keys[i].name, run_keys[i].meaning);
         }
@@ -264,7 +264,7 @@ static char *resolve(const struct runfile *runfile)
     FILE *stream = open_memstream(&text, &bytes);
     REQUIRE(stream, "out of memory while writing the resolved run file");
     fprintf(stream, "# The run file as wpo %s read it, with every default.\n", WPO_VERSION);
-    for (int64_t i = 0; i < run_key_count; i++) {
+    for (int64_t i = 0; i < RUN_KEYS; i++) {
         char *value = value_text(&run_keys[i], runfile);
         fprintf(stream, "%s: %s\n", run_keys[i].name, value);
         free(value);
@@ -296,7 +296,7 @@ static enum status read_all(struct runfile *runfile, struct assignments *all, co
     free(all->list);
     all->list = list;
     TRY(collect_words(all, argc, argv));
-    options_default(run_keys, run_key_count, runfile);
+    options_default(run_keys, RUN_KEYS, runfile);
     TRY(set_all(runfile, all, given));
     char *where = text_format("%s: ", path);
     enum status status = check_required(given, where);
@@ -311,7 +311,7 @@ enum status runfile_read(struct runfile *runfile, int argc, char **argv)
     const char *path;
     TRY(find_path(&path, argc, argv));
     struct assignments all = {0};
-    bool *given = allocate(run_key_count, sizeof *given);
+    bool *given = allocate(RUN_KEYS, sizeof *given);
     enum status status = read_all(runfile, &all, path, given, argc, argv);
     free(given);
     assignments_free(&all);
@@ -325,7 +325,7 @@ enum status runfile_read(struct runfile *runfile, int argc, char **argv)
 
 void runfile_free(struct runfile *runfile)
 {
-    options_free(run_keys, run_key_count, runfile);
+    options_free(run_keys, RUN_KEYS, runfile);
     free(runfile->text);
     for (int64_t i = 0; i < runfile->note_count; i++)
         free(runfile->notes[i]);

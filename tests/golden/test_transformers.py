@@ -202,10 +202,39 @@ def log_probabilities(model, groups):
     return sums
 
 
+def disturbed(folder, out):
+    """A model whose norms are not ones and whose biases are not zeros, written by Transformers. Returns its folder."""
+    model = load(folder, folder, dtype="auto")
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    model.save_pretrained(out, max_shard_size="15KB")
+    return out
+
+
+def plain(folder):
+    """The same weights without rotary scaling, window and biases; None for a model that has none of them."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    rope = config.rope_parameters
+    if rope["rope_type"] == "default" and config.model_type == "llama":
+        return None
+    config.rope_parameters = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+    config.sliding_window = None
+    model = load(folder, folder, dtype="auto", config=config, attn_implementation="eager")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    return model
+
+
 def test_numbers(folder):
     """`wpo eval` gives Transformers' log-probabilities: rotary types, window, biases, grouped heads. The tolerance is that
     of test_chain.py (1e-4 relative plus 2.4e-5 nats a token), plus 1e-6 nats a token for Transformers' rotary
-    frequencies, which are float32 even in a float64 model."""
+    frequencies, which are float32 even in a float64 model. Each of those features moves some of the numbers by more
+    than ten tolerances, so that leaving it out would show."""
     if importlib.util.find_spec("h5py") is None:
         print("not checked against wpo eval: h5py is absent")
         return
@@ -214,21 +243,25 @@ def test_numbers(folder):
     groups = inputs.random_groups(BASE["vocab_size"], 9, 11)
     path = os.path.join(folder, "groups.h5")
     inputs.write_groups(path, groups, BASE["vocab_size"])
+    lengths = [len(completion) for _, completions in groups for completion in completions]
     worst = 0
     for name in CONFIGS:
-        source = os.path.join(folder, f"{name}-float32-5GB")
+        source = disturbed(os.path.join(folder, f"{name}-float32-5GB"), os.path.join(folder, f"{name}-disturbed"))
         records = os.path.join(folder, f"{name}.jsonl")
         run("eval", "--model", source, "--data", path, "--device", "cpu", "--per-completion", records)
         with open(records) as file:
-            got = [json.loads(line) for line in file]
+            got = [json.loads(line)["logp"] for line in file]
         expected = log_probabilities(load(source, name, dtype="auto", attn_implementation="eager"), groups)
         check(len(got) == len(expected), f"{name}: {len(got)} records, {len(expected)} completions")
-        lengths = [len(completion) for _, completions in groups for completion in completions]
-        for record, wanted, length in zip(got, expected, lengths):
-            tolerance = 1e-4 * abs(wanted) + 2.5e-5 * length
-            error = abs(record["logp"] - wanted)
-            worst = max(worst, error / tolerance)
-            check(error <= tolerance, f"{name}: log p is {record['logp']!r}, Transformers says {wanted!r}")
+        tolerances = [1e-4 * abs(wanted) + 2.5e-5 * length for wanted, length in zip(expected, lengths)]
+        for value, wanted, tolerance in zip(got, expected, tolerances):
+            worst = max(worst, abs(value - wanted) / tolerance)
+            check(abs(value - wanted) <= tolerance, f"{name}: log p is {value!r}, Transformers says {wanted!r}")
+        without = plain(source)
+        if without:
+            others = log_probabilities(without, groups)
+            moved = max(abs(other - wanted) / tolerance for other, wanted, tolerance in zip(others, expected, tolerances))
+            check(moved > 10, f"{name}: its features move log p by no more than {moved:.2g} tolerances")
     print(f"log-probabilities: at most {worst:.2g} of the tolerance")
 
 

@@ -19,7 +19,8 @@ static void plan_start(struct plan *plan)
     plan->packing = (struct packing){.spans = plan->spans, .group_spans = plan->group_spans};
 }
 
-/* A prompt and its completions; counts end with 0. */
+/* A prompt and its completions; counts end with -1. A count of 0 is the span of a completion of one token,
+ * which predicts nothing and is not packed. */
 static void plan_group(struct plan *plan, int64_t prompt, const int64_t *completions)
 {
     struct packing *packing = &plan->packing;
@@ -27,7 +28,7 @@ static void plan_group(struct plan *plan, int64_t prompt, const int64_t *complet
     plan->spans[packing->span_count++] = (struct span){start, prompt, 0, 0, 0};
     plan->tokens += prompt;
     if (packing->longest < prompt) packing->longest = prompt;
-    for (; *completions; completions++) {
+    for (; *completions >= 0; completions++) {
         plan->spans[packing->span_count++] = (struct span){plan->tokens, *completions, start, prompt, prompt};
         plan->tokens += *completions;
         if (packing->longest < prompt + *completions) packing->longest = prompt + *completions;
@@ -206,12 +207,12 @@ static void try_sharing(struct lab *lab, int64_t prompt, const int64_t *completi
                         struct attention_shape shape)
 {
     static struct plan shared, separate;
-    static const int64_t none[] = {0};
+    static const int64_t none[] = {-1};
     int64_t width = qkv_width(&shape), out = shape.heads * shape.head_size, rows[4096], at = 0, next = prompt;
     plan_start(&shared);
     plan_start(&separate);
     plan_group(&shared, prompt, completions);
-    for (const int64_t *c = completions; *c; c++) {
+    for (const int64_t *c = completions; *c >= 0; c++) {
         plan_group(&separate, prompt + *c, none);
         for (int64_t i = 0; i < prompt; i++)
             rows[at++] = i;
@@ -248,22 +249,24 @@ static void try_sharing(struct lab *lab, int64_t prompt, const int64_t *completi
     for (int64_t i = 0; i < tokens * width; i++)
         grad_bound[i] *= 2;
     LAB_CLOSE(together.dqkv, sum, grad_bound, tokens * width);
-    if (completions[1])
+    if (completions[1] > 0)
         LAB_DIFFERS(together.dqkv, last, grad_bound, tokens * width); /* one copy is not the sum */
     lab_release(lab);
 }
 
 /* -- the cases -- */
 
-#define GROUP(plan, prompt, ...) plan_group(plan, prompt, (const int64_t[]){__VA_ARGS__, 0})
+#define GROUP(plan, prompt, ...) plan_group(plan, prompt, (const int64_t[]){__VA_ARGS__, -1})
 
 static void small_plan(struct plan *plan)
 {
     plan_start(plan);
     GROUP(plan, 1, 1);
-    GROUP(plan, 3, 1, 2);
+    GROUP(plan, 3, 1, 0);
+    GROUP(plan, 2, 0, 2);
+    GROUP(plan, 1, 0, 0);
     GROUP(plan, 5, 7, 1, 4);
-    plan_group(plan, 4, (const int64_t[]){0});
+    plan_group(plan, 4, (const int64_t[]){-1});
 }
 
 static void middle_plan(struct plan *plan)
@@ -278,7 +281,7 @@ static void long_plan(struct plan *plan)
 {
     plan_start(plan);
     GROUP(plan, 150, 300, 1);
-    GROUP(plan, 2, 3);
+    GROUP(plan, 2, 3, 0);
     GROUP(plan, 300, 150, 65);
 }
 
@@ -309,10 +312,10 @@ static void all(struct lab *lab)
     try_attention(lab, &middle, shape_of(6, 2, 8, 0), 0, 12); /* scores up to some hundreds */
     try_attention(lab, &middle, shape_of(6, 2, 8, 5), 0, 60); /* and thousands: one key takes all */
     try_attention(lab, &middle, shape_of(6, 2, 8, 0), 0, 0);  /* all equal */
-    try_sharing(lab, 5, (const int64_t[]){7, 1, 4, 0}, shape_of(6, 2, 8, 0));
-    try_sharing(lab, 13, (const int64_t[]){1, 65, 0}, shape_of(3, 3, 10, 5));
-    try_sharing(lab, 150, (const int64_t[]){300, 65, 1, 0}, shape_of(6, 2, 8, 0));
-    try_sharing(lab, 65, (const int64_t[]){150, 0}, shape_of(8, 4, 14, 100));
+    try_sharing(lab, 5, (const int64_t[]){7, 0, 4, -1}, shape_of(6, 2, 8, 0));
+    try_sharing(lab, 13, (const int64_t[]){1, 65, -1}, shape_of(3, 3, 10, 5));
+    try_sharing(lab, 150, (const int64_t[]){300, 65, 1, -1}, shape_of(6, 2, 8, 0));
+    try_sharing(lab, 65, (const int64_t[]){150, -1}, shape_of(8, 4, 14, 100));
 }
 
 int main(void)
