@@ -308,7 +308,7 @@ def check_records(records, expected):
         count, what = lengths[side][group], f"completion {index}"
         check(record["tokens"] == count, f"{what}: {record['tokens']} tokens, not {count}")
         near(record["logp"], expected.logps[row], count * TOKEN, f"{what}: log-probability")
-        near(record["reference_logp"], expected.reference[row], count * TOKEN, f"{what}: reference")
+        near(record["reference"], expected.reference[row], count * TOKEN, f"{what}: reference")
         near(math.log(record["weights"]["sampled"]), expected.log_weights[row], 3 * TOKEN, f"{what}: log weight")
 
 

@@ -453,9 +453,31 @@ static void check_prune(void)
     end();
 }
 
-int main(void)
+/* For faults/test_storage.py, which kills and starves this program: `save RUN STEP`, or `load RUN`, which
+ * prints the step that it found and checks its content. */
+static int serve(int argc, char **argv)
+{
+    snprintf(run, sizeof run, "%s", argv[2]);
+    enum status status = STATUS_USAGE;
+    if (argc == 4 && !strcmp(argv[1], "save")) {
+        status = save(strtoll(argv[3], NULL, 10), SPLIT_BUCKETS);
+    } else if (!strcmp(argv[1], "load")) {
+        char *found;
+        status = checkpoint_find(&comm, run, "auto", &found);
+        int64_t step = status == STATUS_OK && found ? strtoll(strrchr(found, '-') + 1, NULL, 10) : -1;
+        if (step >= 0 && load(found, step, SPLIT_COMB) != 0) status = fail("%s: wrong values", found);
+        printf("step %lld\n", (long long)step);
+        free(found);
+    }
+    if (status != STATUS_OK) fprintf(stderr, "%s\n", status_sentence());
+    comm_close(&comm);
+    return (int)status;
+}
+
+int main(int argc, char **argv)
 {
     CHECK(comm_open(&comm) == STATUS_OK);
+    if (argc > 2) return serve(argc, argv);
     check_round_trip();
     check_damage();
     check_failed_saves();

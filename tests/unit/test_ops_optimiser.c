@@ -192,6 +192,14 @@ static void try_memory(struct lab *lab)
         ops->free(lab->device, a);
         ops->free(lab->device, b);
     }
+    float some[9];
+    char *poisoned = ops->alloc(lab->device, sizeof some);
+    ops->zero(lab->device, poisoned, sizeof some);
+    ops->poison(lab->device, poisoned, 7 * sizeof *some);
+    ops->download(lab->device, some, poisoned, sizeof some);
+    for (int i = 0; i < 9; i++)
+        CHECK(i < 7 ? isnan(some[i]) : some[i] == 0);
+    ops->free(lab->device, poisoned);
     CHECK(ops->alloc(lab->device, (size_t)1 << 60) == NULL);
     ops->free(lab->device, NULL);
     CHECK(ops->name && *ops->name);
