@@ -70,7 +70,7 @@ static const char *argument_of(const struct option *option)
     case OPTION_NUMBER:
         return "X";
     case OPTION_FLAG:
-        return "";
+        return option->fallback && !strcmp(option->fallback, "true") ? "true|false" : "";
     case OPTION_CHOICE:
         return option->choices;
     }

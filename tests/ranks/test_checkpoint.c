@@ -143,7 +143,7 @@ static int64_t load(const char *folder, int64_t step, enum split split)
 
 static const char *path_of(int64_t step, const char *file)
 {
-    static char path[512];
+    static char path[1024];
     snprintf(path, sizeof path, "%s/checkpoint-%lld%s%s", run, (long long)step, *file ? "/" : "", file);
     return path;
 }

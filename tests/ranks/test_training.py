@@ -66,9 +66,8 @@ def test_modes(failures, folder, groups):
     failures.check(same_curve(base, chunks), f"small logits chunks: {relative(losses(base), losses(chunks)):.1e}")
 
 
-def keep_until(folder, source, step):
-    """A copy of a run that stopped after a step: later checkpoints are gone."""
-    copy = source + f"-until-{step}"
+def keep_until(source, step, copy):
+    """Makes `copy` of a run as if it had stopped after a step: later checkpoints are gone."""
     shutil.copytree(source, copy)
     for name in os.listdir(copy):
         if name.startswith("checkpoint-") and int(name.split("-")[1]) > step:
@@ -79,15 +78,13 @@ def keep_until(folder, source, step):
 def test_resume(failures, folder, groups):
     keys = {"max_steps": 20, "save_strategy": "steps", "save_steps": 10}
     straight = train(4, groups, folder("straight"), **keys)
-    copy = keep_until(folder, folder("straight"), 10)
+    copy = keep_until(folder("straight"), 10, folder("four"))
     resumed = train(4, groups, copy, resume_from_checkpoint="auto", **keys)
     failures.check(list(map(numbers, resumed)) == list(map(numbers, straight)) and len(resumed) == 20,
                    "20 steps = 10 steps, stop, resume, 10 steps: every number is equal")
     failures.check(same_bits(tensors(copy, 20), tensors(folder("straight"), 20)),
                    "20 steps = 10 + 10: parameters and moments are equal bit for bit")
-    copy = keep_until(folder, folder("straight"), 10)
-    os.rename(copy, copy + "-two")
-    two = train(2, groups, copy + "-two", resume_from_checkpoint="auto", **keys)
+    two = train(2, groups, keep_until(folder("straight"), 10, folder("two")), resume_from_checkpoint="auto", **keys)
     failures.check(len(two) == 20 and same_curve(straight, two),
                    f"saved on 4 ranks, resumed on 2: {relative(losses(straight), losses(two)):.1e}")
 

@@ -159,7 +159,7 @@ static void test_errors(void)
         {"? [a]\n: 1\n", "", "a key is expected here"},
         {"two words: 1\n", "", "is not a key"},
         {"beta: \"1\n", "", "not valid YAML"},
-        {"beta: 1\n  - 2\n", "", "YAML"},
+        {"beta: 1\n  - 2\n", "", "beta is '1 - 2', which is not a number"},
         {"eval_file: \xff\xfe\n", "", ":4: not UTF-8"},
         {"eval_file: caf\xe9\n", "", ":4: not UTF-8"},
         {"bf16: true\n", "", "bf16 is 'true', which wpo does not do"},
