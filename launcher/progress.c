@@ -123,7 +123,7 @@ static double seconds_left(const struct progress_log *log, double time)
 {
     const struct progress *p = &log->latest;
     int64_t done = p->done - log->phase_first;
-    if (!p->phase || done <= 0 || p->total < p->done) return NAN;
+    if (!p->phase || done <= 0 || p->total <= p->done) return NAN;
     return (time - log->phase_start) / (double)done * (double)(p->total - p->done);
 }
 

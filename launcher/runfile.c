@@ -51,9 +51,11 @@ static enum status assign(struct assignments *all, const char *name, const char 
         if (!strcmp(all->list[i].key, key)) place = &all->list[i];
     }
     if (place && place->command_line == command_line) {
-        enum status status = strcmp(place->name, name)
-                                 ? fail_usage("%s: the same as %s, which is given too", where, place->where)
-                                 : fail_usage("%s is given twice (before: %s)", where, place->where);
+        enum status status =
+            strcmp(place->name, name)
+                ? fail_usage("%s: the same as %s, which is given too", where, place->where)
+                : fail_usage("%s is given twice%s%s", where, command_line ? "" : "; before at ",
+                             command_line ? "" : place->where);
         free(where);
         return status;
     }

@@ -255,7 +255,7 @@ static enum status start_folder(struct comm *comm, const char *folder, const cha
 {
     if (comm->rank != 0) return STATUS_OK;
     if (files_exists(folder)) return fail("%s exists already; nothing is written over it", folder);
-    TRY(files_remove_tree(part)); /* of a run that was killed */
+    if (files_exists(part)) TRY(files_remove_tree(part)); /* of a run that was killed */
     return files_make_folder(part);
 }
 

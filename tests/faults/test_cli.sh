@@ -141,7 +141,7 @@ else
     if command -v script >/dev/null; then
         TERM=xterm script -qec "stty cols 60; '$wpo' train run.yaml ${words[*]} --max_steps 3 --output_dir third" /dev/null >terminal 2>&1
         check "tr '\r' '\n' <terminal | grep -q 'train 3/3  loss '"
-        check "! tr '\r' '\n' <terminal | sed 's/\x1b\[K//g' | grep '^train' | grep -q '.\{61\}'"
+        check "! tr '\r' '\n' <terminal | sed 's/\x1b\[K//g' | grep '^train [0-9]' | grep -q '.\{61\}'"
     fi
 fi
 

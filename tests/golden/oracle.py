@@ -1,8 +1,8 @@
 """The model in plain mathematics: an independent reference in float64, for the tests.
 
-Every sequence stands alone (prompt + completion, no packing, no shared prefix, no chunks), every array is float64, every
-sum is NumPy's own, and the reverse pass is written out by hand below its forward. Nothing here is shared with the
-program, so where both agree, both are right. Slow and small by intent: a few thousand tokens of a toy model.
+Every sequence stands alone (prompt + completion; no packing, no shared prefix, no chunks), every array is float64,
+every sum is NumPy's own, and the reverse pass is written out by hand below its forward. Nothing here is shared with
+the program, so where both agree, both are right. Slow and small by intent: a few thousand tokens of a toy model.
 
 A model is its config.json as a dict and its tensors under Hugging Face's names. Shapes: n tokens, C width, H query
 heads, K key heads, D head size, F hidden, V vocabulary."""

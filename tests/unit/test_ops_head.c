@@ -257,6 +257,8 @@ static void all(struct lab *lab)
                     if (looks == LOOKS_RANDOM || r == v)
                         try_head(lab, rows[r], vocabularies[v], margin, looks);
     try_head(lab, 7, 50257, 0, LOOKS_RANDOM);
+    for (enum looks looks = LOOKS_RISING; looks < LOOKS_COUNT; looks++)
+        try_head(lab, 3, 6007, 3, looks);
     struct completion_sums sums[COMPLETIONS + 1];
     int64_t first[COMPLETIONS + 1];
     try_sums(lab, sums, first);
