@@ -17,8 +17,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
-/* -- a table of operations that times another
- * -------------------------------------------------------------------- */
+/* -- a table of operations that times another ------------------------------------------------- */
 
 enum op {
     OP_MATMUL,
@@ -194,8 +193,7 @@ static const struct ops *timed_ops(const struct ops *ops)
     return &timed;
 }
 
-/* -- the matrix library's own rate
- * ------------------------------------------------------------------------------- */
+/* -- the matrix library's own rate ------------------------------------------------------------ */
 
 enum { ROWS = 1024, COLS = 2048, INNER = 2048 };
 
@@ -211,8 +209,7 @@ static double library_rate(float *a, float *b, float *c)
     return 2.0 * ROWS * COLS * INNER * calls / (omp_get_wtime() - start);
 }
 
-/* -- the run
- * ----------------------------------------------------------------------------------------------------- */
+/* -- the run ---------------------------------------------------------------------------------- */
 
 static int ascending(const void *a, const void *b)
 {

@@ -72,8 +72,7 @@ struct adamw {
 struct ops {
     const char *name; /* "cpu", "cuda" */
 
-    /* -- the device and its memory
-     * ------------------------------------------------------------------------------ */
+    /* -- the device and its memory ------------------------------------------------------------ */
 
     /* Opens device `index`; threads > 0 fixes the number of CPU threads, 0 keeps the environment's. NULL on
      * failure, with the reason in *why (static storage). */
@@ -90,8 +89,7 @@ struct ops {
     void (*poison)(struct device *device, void *memory, size_t bytes);
     void (*sync)(struct device *device);
 
-    /* -- linear algebra
-     * ----------------------------------------------------------------------------------------- */
+    /* -- linear algebra ----------------------------------------------------------------------- */
 
     /* c (out, or acc if accumulate) [m,n] = op(a) op(b), op = transpose where asked. a, b in. c overlaps
      * neither. */
@@ -103,8 +101,7 @@ struct ops {
     /* dbias (acc) [C] += column sums of dy (in) [N,C] */
     void (*bias_grad)(struct device *device, void *dbias, struct tensor dy);
 
-    /* -- embedding and rows
-     * ------------------------------------------------------------------------------------- */
+    /* -- embedding and rows ------------------------------------------------------------------- */
 
     /* y (out) [n,C]: row i = row index[i] of x (in). index (in) [n]; index[i] < 0 gives a row of zeros. The
      * embedding is this with x = its table. */
@@ -112,8 +109,7 @@ struct ops {
     /* dx (acc) [M,C]: row index[i] += row i of dy (in) [n,C], in order of i; index[i] < 0 is passed over. */
     void (*scatter_rows)(struct device *device, struct tensor dx, struct tensor dy, const int64_t *index);
 
-    /* -- layers
-     * ------------------------------------------------------------------------------------------------- */
+    /* -- layers ------------------------------------------------------------------------------- */
 
     /* sum (out) = x (in) + r (in), y (out) = sum / sqrt(mean(sum^2) + epsilon) * weight; all [N,C], weight
      * (in) [C]. r.data NULL: sum is not written and may be NULL, y is the norm of x. sum may be x. */
@@ -149,8 +145,7 @@ struct ops {
     void (*swiglu_grad)(struct device *device, struct tensor dgate_up, struct tensor dy,
                         struct tensor gate_up);
 
-    /* -- head and objective
-     * ------------------------------------------------------------------------------------- */
+    /* -- head and objective ------------------------------------------------------------------- */
 
     /* statistics (out) f32 [T, HEAD_STATISTICS] of logits (in) [T,V] and target (in) [T]: each logit is read
      * once. */
@@ -171,8 +166,7 @@ struct ops {
                       const struct completion_sums *sums, const double *reference, const int64_t *first,
                       int64_t groups, int64_t size, const struct objective *objective, double scale);
 
-    /* -- optimiser
-     * ---------------------------------------------------------------------------------------------- */
+    /* -- optimiser ---------------------------------------------------------------------------- */
 
     /* result (out) = sum of squares of x (in) f32 [count]; NaN and infinity show in it. */
     void (*sum_squares)(struct device *device, double *result, const float *x, int64_t count);

@@ -1,5 +1,7 @@
 #include "launcher/commands.h"
 
+#include "runtime/comm.h"
+
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -12,14 +14,7 @@ enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
 bool speaks(void)
 {
-    /* The launcher nearest to the process first: mpirun may run inside a job of srun. */
-    static const char *const names[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK",
-                                        "MV2_COMM_WORLD_RANK", "SLURM_PROCID"};
-    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-        const char *rank = getenv(names[i]);
-        if (rank && *rank) return strtol(rank, NULL, 10) == 0;
-    }
-    return true;
+    return comm_launched_rank() == 0;
 }
 
 static void print_overview(FILE *stream)

@@ -66,8 +66,7 @@ enum status inspect_checkpoint(const char *folder, struct page *page)
     return STATUS_OK;
 }
 
-/* -- run folders
- * ------------------------------------------------------------------------------------------------- */
+/* -- run folders ------------------------------------------------------------------------------ */
 
 /* "checkpoint-12", and not "checkpoint-12.part". */
 static bool is_checkpoint(const char *name)

@@ -10,8 +10,7 @@
 #include <string.h>
 #include <strings.h>
 
-/* -- one value
- * ------------------------------------------------------------------------------------------------- */
+/* -- one value -------------------------------------------------------------------------------- */
 
 _Static_assert(sizeof(enum option_kind) == sizeof(int), "an enum is stored as an int");
 
@@ -195,8 +194,7 @@ char *option_text(const struct option *option, const void *fields)
     return NULL;
 }
 
-/* -- defaults
- * ---------------------------------------------------------------------------------------------------- */
+/* -- defaults --------------------------------------------------------------------------------- */
 
 static size_t field_bytes(enum option_kind kind)
 {
@@ -237,8 +235,7 @@ void options_free(const struct option *options, int64_t count, void *fields)
     }
 }
 
-/* -- words of the command line
- * ----------------------------------------------------------------------------------- */
+/* -- words of the command line ---------------------------------------------------------------- */
 
 bool words_next(struct words *words, struct word *word)
 {

@@ -21,8 +21,7 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* -- numbers for people
- * ------------------------------------------------------------------------------------------ */
+/* -- numbers for people ----------------------------------------------------------------------- */
 
 const char *progress_number(char text[32], double value)
 {
@@ -53,8 +52,7 @@ const char *progress_duration(char text[32], double seconds)
     return text;
 }
 
-/* -- the screen
- * -------------------------------------------------------------------------------------------------- */
+/* -- the screen ------------------------------------------------------------------------------- */
 
 /* A screen that went away is no reason to stop. */
 static void screen_write(const struct progress_log *log, const char *text)
@@ -138,8 +136,7 @@ static void draw(struct progress_log *log, double time)
     log->drawn = time;
 }
 
-/* -- files
- * ------------------------------------------------------------------------------------------------------- */
+/* -- files ------------------------------------------------------------------------------------ */
 
 static void add_line(struct progress_log *log, struct journal *journal, const char *line)
 {
@@ -202,8 +199,7 @@ static void add_json(struct progress_log *log, struct journal *journal, struct j
     json_free(json);
 }
 
-/* -- the report
- * -------------------------------------------------------------------------------------------------- */
+/* -- the report ------------------------------------------------------------------------------- */
 
 static void report_note(void *context, const char *sentence)
 {
@@ -338,8 +334,7 @@ struct report progress_report(struct progress_log *log)
     return (struct report){log, report_note, report_progress, report_metrics, report_pair};
 }
 
-/* -- opening
- * ----------------------------------------------------------------------------------------------------- */
+/* -- opening ---------------------------------------------------------------------------------- */
 
 static enum status open_journal(struct journal *journal, const char *folder, const char *name, bool append)
 {

@@ -1,6 +1,7 @@
 #include "launcher/run_folder.h"
 
 #include "runtime/files.h"
+#include "runtime/pretrained.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -9,8 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* -- inputs
- * ------------------------------------------------------------------------------------------------------ */
+/* -- inputs ----------------------------------------------------------------------------------- */
 
 static enum status check_model(const char *key, const char *folder)
 {
@@ -40,8 +40,7 @@ static enum status check_inputs(const struct settings *settings)
     return check_file("eval_file", settings->eval_file);
 }
 
-/* -- the folder
- * -------------------------------------------------------------------------------------------------- */
+/* -- the folder ------------------------------------------------------------------------------- */
 
 static enum status make_with_parents(const char *path)
 {
@@ -168,8 +167,7 @@ enum status run_folder_make(const struct runfile *runfile, char **before)
     return status;
 }
 
-/* -- what goes into it
- * ------------------------------------------------------------------------------------------- */
+/* -- what goes into it ------------------------------------------------------------------------ */
 
 static void note_difference(void *context, const char *sentence)
 {
@@ -180,24 +178,9 @@ static void note_difference(void *context, const char *sentence)
 
 static enum status copy_model(const char *from, const char *to)
 {
-    enum { LARGEST = 256 << 20 };
-    static const char *const names[] = {
-        "config.json", "generation_config.json", "tokenizer.json",     "tokenizer.model",
-        "vocab.json",  "tokenizer_config.json",  "added_tokens.json",  "special_tokens_map.json",
-        "merges.txt",  "chat_template.jinja",    "chat_template.json",
-    };
-    if (mkdir(to, 0777) != 0 && errno != EEXIST) return fail("%s cannot be made: %s", to, strerror(errno));
-    enum status status = STATUS_OK;
-    for (size_t i = 0; i < sizeof names / sizeof names[0] && status == STATUS_OK; i++) {
-        char *source = existing(from, names[i]), *target = files_join(to, names[i]), *text = NULL;
-        size_t bytes = 0;
-        if (source) status = files_read(&text, &bytes, source, LARGEST);
-        if (source && status == STATUS_OK) status = files_replace(target, text, bytes);
-        free(source);
-        free(target);
-        free(text);
-    }
-    return status;
+    TRY(files_remove_tree(to));
+    TRY(files_make_folder(to));
+    return pretrained_copy_texts(from, to, true);
 }
 
 enum status run_folder_write(const struct runfile *runfile, const char *before, struct progress_log *log)

@@ -37,8 +37,7 @@ void runfile_note(struct runfile *runfile, const char *format, ...)
     runfile->notes[runfile->note_count++] = text;
 }
 
-/* -- collecting
- * -------------------------------------------------------------------------------------------------- */
+/* -- collecting ------------------------------------------------------------------------------- */
 
 /* Refuses a second value of the same key from the same place; one from the command line replaces that of the
  * file. */
@@ -150,8 +149,7 @@ static enum status find_path(const char **path, int argc, char **argv)
     return STATUS_OK;
 }
 
-/* -- setting
- * ----------------------------------------------------------------------------------------------------- */
+/* -- setting ---------------------------------------------------------------------------------- */
 
 static enum status set_foreign(const struct assignment *a, char **without_effect)
 {
@@ -240,8 +238,7 @@ static enum status check_required(const bool *given, const char *where)
     return STATUS_OK;
 }
 
-/* -- the resolved text
- * ------------------------------------------------------------------------------------------- */
+/* -- the resolved text ------------------------------------------------------------------------ */
 
 static char *value_text(const struct option *key, const struct runfile *runfile)
 {
@@ -275,8 +272,7 @@ static char *resolve(const struct runfile *runfile)
     return text;
 }
 
-/* -- the door
- * ---------------------------------------------------------------------------------------------------- */
+/* -- the door --------------------------------------------------------------------------------- */
 
 static void assignments_free(struct assignments *all)
 {

@@ -26,8 +26,7 @@ enum status checkpoint_state_read(struct checkpoint_state *state, const char *fo
     return STATUS_OK;
 }
 
-/* -- verifying
- * --------------------------------------------------------------------------------------------------- */
+/* -- verifying -------------------------------------------------------------------------------- */
 
 /* Ranks that see different manifests see different folders: a file system out of step, or local disks. */
 static enum status same_manifest(const struct comm *comm, const char *folder, const char *mine,
@@ -59,8 +58,7 @@ static enum status verify(struct comm *comm, struct manifest *manifest, const ch
     return status;
 }
 
-/* -- finding
- * ----------------------------------------------------------------------------------------------------- */
+/* -- finding ---------------------------------------------------------------------------------- */
 
 /* The step of a name "checkpoint-<step><ending>", -1 for any other name. */
 static int64_t step_of(const char *name, const char *ending)
@@ -145,8 +143,7 @@ enum status checkpoint_find(struct comm *comm, const char *run, const char *path
     return status;
 }
 
-/* -- loading
- * ----------------------------------------------------------------------------------------------------- */
+/* -- loading ---------------------------------------------------------------------------------- */
 
 static enum status check_tensor(const struct manifest_tensor *tensor, const struct params *params,
                                 const char *folder)
@@ -299,8 +296,7 @@ enum status checkpoint_load(struct comm *comm, const char *folder, const struct 
     return status;
 }
 
-/* -- pruning
- * ----------------------------------------------------------------------------------------------------- */
+/* -- pruning ---------------------------------------------------------------------------------- */
 
 /* Manifest and sizes, without reading the tensors. */
 static bool is_complete(const char *folder)

@@ -10,8 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* -- saving: what goes where
- * ------------------------------------------------------------------------------------- */
+/* -- saving: what goes where ------------------------------------------------------------------ */
 
 /* The part of the tensor that the run offset .. offset + count - 1 of the flat vector covers; false: none. */
 static bool overlap(const struct parameter *tensor, int64_t offset, int64_t count,
@@ -112,8 +111,7 @@ static void describe(struct manifest *manifest, struct comm *comm, const struct 
         manifest_file_name(manifest->files[f].name, f, comm->size);
 }
 
-/* -- saving: files
- * ----------------------------------------------------------------------------------------------- */
+/* -- saving: files ---------------------------------------------------------------------------- */
 
 static enum status add_extent(struct hdf *file, const struct params *params, const struct manifest *manifest,
                               const struct manifest_extent *extent, const struct checkpoint_piece *piece)
@@ -248,8 +246,7 @@ static enum status store_master(const char *part, struct manifest *manifest)
     return status;
 }
 
-/* -- saving: the commit
- * ------------------------------------------------------------------------------------------ */
+/* -- saving: the commit ----------------------------------------------------------------------- */
 
 static enum status start_folder(struct comm *comm, const char *folder, const char *part)
 {

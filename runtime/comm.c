@@ -9,13 +9,24 @@
 #include <string.h>
 #include <unistd.h>
 
-/* -- start and end
- * ----------------------------------------------------------------------------------------------- */
+/* -- start and end ---------------------------------------------------------------------------- */
 
 static long environment_number(const char *name)
 {
     const char *text = getenv(name);
     return text && *text ? strtol(text, NULL, 10) : -1;
+}
+
+int comm_launched_rank(void)
+{
+    /* The launcher nearest to the process first: mpirun may run inside a job of srun. */
+    static const char *const names[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK",
+                                        "SLURM_PROCID"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        long rank = environment_number(names[i]);
+        if (rank >= 0) return (int)rank;
+    }
+    return 0;
 }
 
 /* Launchers that MPI was not built for start N programs that each believe to be alone. */
@@ -75,8 +86,7 @@ _Noreturn void comm_abort(int exit_code)
     _exit(exit_code);
 }
 
-/* -- small collectives
- * ------------------------------------------------------------------------------------------- */
+/* -- small collectives ------------------------------------------------------------------------ */
 
 enum status comm_agree(struct comm *comm, enum status mine)
 {
@@ -188,8 +198,7 @@ bool comm_any(struct comm *comm, bool mine)
     return any != 0;
 }
 
-/* -- shares of a vector
- * ------------------------------------------------------------------------------------------ */
+/* -- shares of a vector ----------------------------------------------------------------------- */
 
 void comm_share(int64_t count, int size, int rank, int64_t *first, int64_t *length)
 {

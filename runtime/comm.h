@@ -15,6 +15,9 @@ struct comm {
     char host[64];
 };
 
+/* Local, and works before MPI starts: the rank that the launcher's environment variables tell, 0 without a launcher. */
+int comm_launched_rank(void);
+
 /* Starts MPI, names the rank for fatal lines, and makes DIE end all ranks. A rank count that environment
  * variables (of Slurm, Open MPI, torch) contradict is an error that says how to launch. */
 enum status comm_open(struct comm *comm);

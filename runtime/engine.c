@@ -11,8 +11,7 @@
 #include <string.h>
 #include <time.h>
 
-/* -- device
- * ------------------------------------------------------------------------------------------------------ */
+/* -- device ----------------------------------------------------------------------------------- */
 
 /* The processors this rank may use, divided by the ranks of the host that may use the same ones. The
  * environment's OMP_NUM_THREADS wins, and an explicit setting over that. */
@@ -48,8 +47,7 @@ static enum status open_device(struct engine *engine, const struct settings *set
     return STATUS_OK;
 }
 
-/* -- life
- * -------------------------------------------------------------------------------------------------------- */
+/* -- life ------------------------------------------------------------------------------------- */
 
 enum status engine_open(struct engine *engine, struct comm *comm, const struct settings *settings,
                         enum model_mode mode, struct batch_limits limits)
@@ -90,8 +88,7 @@ void engine_close(struct engine *engine)
     *engine = (struct engine){0};
 }
 
-/* -- parameters
- * -------------------------------------------------------------------------------------------------- */
+/* -- parameters ------------------------------------------------------------------------------- */
 
 static bool same_shape(const struct config *a, const struct config *b)
 {
@@ -179,8 +176,7 @@ enum status groups_fit(const struct groups *groups, const struct objective *obje
     return STATUS_OK;
 }
 
-/* -- scoring
- * ----------------------------------------------------------------------------------------------------- */
+/* -- scoring ---------------------------------------------------------------------------------- */
 
 static void score_micro_batch(struct engine *engine, const struct groups *groups, const int64_t *members,
                               int64_t count, struct completion_sums *scratch, struct completion_sums *sums)

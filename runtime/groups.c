@@ -10,8 +10,7 @@
 
 static const char advice[] = "make a groups file with `wpo prepare`";
 
-/* -- reading
- * ----------------------------------------------------------------------------------------------------- */
+/* -- reading ---------------------------------------------------------------------------------- */
 
 /* A dataset whose length follows from another one. */
 static enum status read_exactly(struct hdf *file, const char *path, const char *name, enum hdf_type type,
@@ -96,8 +95,7 @@ static enum status read_datasets(struct groups *groups, struct hdf *file)
     return STATUS_OK;
 }
 
-/* -- checks
- * ------------------------------------------------------------------------------------------------------ */
+/* -- checks ----------------------------------------------------------------------------------- */
 
 /* Starts at 0 and grows by at least one each time. Its end is the length of what it divides: already checked.
  */
@@ -176,8 +174,7 @@ static enum status check(const struct groups *groups)
     return check_marks(groups);
 }
 
-/* -- opening
- * ----------------------------------------------------------------------------------------------------- */
+/* -- opening ---------------------------------------------------------------------------------- */
 
 enum status groups_open(struct groups *groups, const char *path)
 {

@@ -57,8 +57,7 @@ static const char *type_name(enum hdf_type type)
     return names[type];
 }
 
-/* -- reading
- * ----------------------------------------------------------------------------------------------------- */
+/* -- reading ---------------------------------------------------------------------------------- */
 
 enum status hdf_open(struct hdf **file, const char *path)
 {
@@ -282,8 +281,7 @@ enum status hdf_integer(struct hdf *file, const char *key, int64_t *value)
     return status;
 }
 
-/* -- writing
- * ----------------------------------------------------------------------------------------------------- */
+/* -- writing ---------------------------------------------------------------------------------- */
 
 /* The library's in-memory driver asks these for memory, so that the image outlives the close of the file:
  * only then is it complete. (An image taken from an open file has a superblock whose checksum does not

@@ -18,7 +18,7 @@ enum hdf_type { HDF_BYTE, HDF_INT, HDF_LONG, HDF_FLOAT, HDF_DOUBLE }; /* int8 in
 
 struct hdf;
 
-/* -- reading */
+/* -- reading ---------------------------------------------------------------------------------- */
 
 enum status hdf_open(struct hdf **file, const char *path);
 void hdf_close(struct hdf *file); /* NULL is allowed */
@@ -35,7 +35,7 @@ enum status hdf_read_all(struct hdf *file, const char *name, enum hdf_type type,
 enum status hdf_text(struct hdf *file, const char *key, char **text);
 enum status hdf_integer(struct hdf *file, const char *key, int64_t *value);
 
-/* -- writing */
+/* -- writing ---------------------------------------------------------------------------------- */
 
 /* An empty file in memory; its first user_block bytes (0, or 512) are zeros that HDF5 leaves alone. */
 enum status hdf_create(struct hdf **file, size_t user_block);

@@ -66,34 +66,6 @@ static void download_sums(struct head *head, const struct batch *batch, struct c
     m->ops->download(m->device, sums, head->sums, (size_t)batch->completions * sizeof *sums);
 }
 
-void head_score(struct head *head, const struct batch *batch, struct tensor stream,
-                struct completion_sums *sums)
-{
-    struct model *m = head->model;
-    struct tensor normed = norm_scored(head, batch, stream);
-    for (int64_t first = 0; first < batch->scored; first += head->chunk) {
-        int64_t left = batch->scored - first;
-        chunk_logits(head, batch, normed, first, left < head->chunk ? left : head->chunk);
-    }
-    m->ops->head_sums(m->device, head->sums, head->statistics, batch->on_device.first, batch->completions);
-    download_sums(head, batch, sums);
-}
-
-/* From logits to the gradients of the normed rows and of the head's matrix. */
-static void chunk_backward(struct head *head, const struct batch *batch, struct tensor logits,
-                           struct tensor normed, int64_t first)
-{
-    struct model *m = head->model;
-    const struct parameter *p = params_head(m->params, m->config);
-    struct tensor dnormed = scored_rows(head, head->dnormed, batch->scored);
-    m->ops->head_gradient(m->device, logits, head->statistics + first * HEAD_STATISTICS,
-                          batch->on_device.target + first, head->coefficient + first);
-    m->ops->matmul(m->device, tensor_rows(dnormed, first, logits.rows), logits, false, head_weight(head),
-                   false, false);
-    m->ops->matmul(m->device, model_matrix_gradient(m, p, p->rows), logits, true,
-                   tensor_rows(normed, first, logits.rows), false, true);
-}
-
 /* A run of whole groups: completions and scored tokens of groups group .. group + groups - 1. */
 struct chunk {
     int64_t group, groups, completion, completions, first, count;
@@ -112,6 +84,44 @@ static struct chunk next_chunk(const struct head *head, const struct batch *batc
         c.count = count;
     }
     return c;
+}
+
+/* Rows of the piece that begins after `done` rows of a chunk: all, unless one group is larger than the
+ * buffer. */
+static int64_t piece_of(const struct head *head, const struct chunk *c, int64_t done)
+{
+    return c->count - done < head->chunk ? c->count - done : head->chunk;
+}
+
+/* Cut exactly as head_train() cuts: the same rows in the same products give the same bits. */
+void head_score(struct head *head, const struct batch *batch, struct tensor stream,
+                struct completion_sums *sums)
+{
+    struct model *m = head->model;
+    struct tensor normed = norm_scored(head, batch, stream);
+    struct chunk c;
+    for (int64_t g = 0; g < batch->groups; g += c.groups) {
+        c = next_chunk(head, batch, g);
+        for (int64_t done = 0; done < c.count; done += head->chunk)
+            chunk_logits(head, batch, normed, c.first + done, piece_of(head, &c, done));
+    }
+    m->ops->head_sums(m->device, head->sums, head->statistics, batch->on_device.first, batch->completions);
+    download_sums(head, batch, sums);
+}
+
+/* From logits to the gradients of the normed rows and of the head's matrix. */
+static void chunk_backward(struct head *head, const struct batch *batch, struct tensor logits,
+                           struct tensor normed, int64_t first)
+{
+    struct model *m = head->model;
+    const struct parameter *p = params_head(m->params, m->config);
+    struct tensor dnormed = scored_rows(head, head->dnormed, batch->scored);
+    m->ops->head_gradient(m->device, logits, head->statistics + first * HEAD_STATISTICS,
+                          batch->on_device.target + first, head->coefficient + first);
+    m->ops->matmul(m->device, tensor_rows(dnormed, first, logits.rows), logits, false, head_weight(head),
+                   false, false);
+    m->ops->matmul(m->device, model_matrix_gradient(m, p, p->rows), logits, true,
+                   tensor_rows(normed, first, logits.rows), false, true);
 }
 
 /* Weights, loss and coefficients of a chunk whose statistics are there. */
@@ -148,14 +158,13 @@ void head_train(struct head *head, const struct batch *batch, struct tensor stre
             continue;
         }
         /* One group is larger than the buffer: its loss first, then its logits again, piece by piece. */
-        for (int pass = 0; pass < 2; pass++) {
-            for (int64_t done = 0; done < c.count; done += head->chunk) {
-                int64_t left = c.count - done, first = c.first + done;
-                struct tensor logits =
-                    chunk_logits(head, batch, normed, first, left < head->chunk ? left : head->chunk);
-                if (pass == 1) chunk_backward(head, batch, logits, normed, first);
-            }
-            if (pass == 0) chunk_objective(head, batch, &c, objective, scale);
+        for (int64_t done = 0; done < c.count; done += head->chunk)
+            chunk_logits(head, batch, normed, c.first + done, piece_of(head, &c, done));
+        chunk_objective(head, batch, &c, objective, scale);
+        for (int64_t done = 0; done < c.count; done += head->chunk) {
+            struct tensor logits =
+                chunk_logits(head, batch, normed, c.first + done, piece_of(head, &c, done));
+            chunk_backward(head, batch, logits, normed, c.first + done);
         }
     }
 

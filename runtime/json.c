@@ -15,7 +15,7 @@ struct json {
     char *name;
 };
 
-/* -- reading --------------------------------------------------------------------------------------------- */
+/* -- reading ---------------------------------------------------------------------------------- */
 
 /* The library recurses for every level and takes some hundred bytes for every value, so both are bounded
  * before it sees the text. */
@@ -238,7 +238,7 @@ struct json_member json_next(struct json_member member)
     return member_at(member.object, json_object_iter_next(member.object.node, member.cursor));
 }
 
-/* -- writing --------------------------------------------------------------------------------------------- */
+/* -- writing ---------------------------------------------------------------------------------- */
 
 struct json *json_new(void)
 {

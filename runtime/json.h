@@ -40,7 +40,7 @@ struct json_value {
     char path[96]; /* for messages: "rope_scaling.factor", "files[3].name" */
 };
 
-/* -- reading --------------------------------------------------------------------------------------------- */
+/* -- reading ---------------------------------------------------------------------------------- */
 
 /* Reads a whole regular file of at most `limit` bytes. Release with json_free(). *json is
  * NULL after a failure. */
@@ -93,7 +93,7 @@ struct json_member json_next(struct json_member member);
 /* A complaint about a value that has the right type: "<file>: <key> <what is wrong>". */
 enum status json_fail(struct json_value value, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* -- writing --------------------------------------------------------------------------------------------- */
+/* -- writing ---------------------------------------------------------------------------------- */
 
 /* A new document that holds an empty object, to be filled through json_root(). A document that was read may
  * be changed in the same way. */

@@ -35,8 +35,7 @@ void manifest_free(struct manifest *manifest)
     *manifest = (struct manifest){0};
 }
 
-/* -- tiling
- * ------------------------------------------------------------------------------------------------------ */
+/* -- tiling ----------------------------------------------------------------------------------- */
 
 static int by_place(const void *a, const void *b)
 {
@@ -67,8 +66,7 @@ enum status manifest_tile(struct manifest *manifest, const char *where)
     return STATUS_OK;
 }
 
-/* -- writing
- * ----------------------------------------------------------------------------------------------------- */
+/* -- writing ---------------------------------------------------------------------------------- */
 
 static void put_state(struct json_value root, const struct checkpoint_state *state)
 {
@@ -143,8 +141,7 @@ char *manifest_text(const struct manifest *manifest)
     return text;
 }
 
-/* -- reading
- * ----------------------------------------------------------------------------------------------------- */
+/* -- reading ---------------------------------------------------------------------------------- */
 
 static enum status check_own_hash(const char *path, const char *text, size_t bytes, char hex[HASH_HEX])
 {
@@ -333,8 +330,7 @@ enum status manifest_read(struct manifest *manifest, const char *folder)
     return status;
 }
 
-/* -- files
- * ------------------------------------------------------------------------------------------------------- */
+/* -- files ------------------------------------------------------------------------------------ */
 
 enum status manifest_check_file(const struct manifest *manifest, int64_t file, const char *folder,
                                 bool content)

@@ -5,8 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-/* -- memory
- * ------------------------------------------------------------------------------------------------------ */
+/* -- memory ----------------------------------------------------------------------------------- */
 
 static int64_t qkv_width(const struct config *config)
 {
@@ -123,8 +122,7 @@ void model_close(struct model *model)
     *model = (struct model){0};
 }
 
-/* -- views
- * ------------------------------------------------------------------------------------------------------- */
+/* -- views ------------------------------------------------------------------------------------ */
 
 struct tensor model_matrix(const struct model *model, const struct parameter *parameter, int64_t rows)
 {
@@ -179,8 +177,7 @@ static struct layer_views view_layer(const struct model *model, int64_t l, int64
     return v;
 }
 
-/* -- forward
- * ----------------------------------------------------------------------------------------------------- */
+/* -- forward ---------------------------------------------------------------------------------- */
 
 /* From the normed input of a layer to its product, all that backward needs. */
 static void layer_activate(struct model *model, const struct layer_views *v, float *lse,
@@ -228,8 +225,7 @@ struct tensor model_forward(struct model *model, const struct batch *batch)
     return out;
 }
 
-/* -- backward
- * ---------------------------------------------------------------------------------------------------- */
+/* -- backward --------------------------------------------------------------------------------- */
 
 struct tensor model_dstream(struct model *model, const struct batch *batch)
 {

@@ -5,8 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-/* -- who owns what
- * ----------------------------------------------------------------------------------------------- */
+/* -- who owns what ---------------------------------------------------------------------------- */
 
 /* This rank's part of a bucket, in the flat vector. */
 static void bucket_share(const struct optimiser *o, int64_t bucket, int64_t *first, int64_t *count)
@@ -109,8 +108,7 @@ void optimiser_close(struct optimiser *o)
     *o = (struct optimiser){0};
 }
 
-/* -- reduction
- * --------------------------------------------------------------------------------------------------- */
+/* -- reduction -------------------------------------------------------------------------------- */
 
 static void bucket_ready(void *context, int64_t bucket)
 {
@@ -183,8 +181,7 @@ const char *optimiser_not_finite(const struct optimiser *o)
     return NULL;
 }
 
-/* -- schedule
- * ---------------------------------------------------------------------------------------------------- */
+/* -- schedule --------------------------------------------------------------------------------- */
 
 double learning_rate_at(const struct settings *settings, int64_t done, int64_t total)
 {

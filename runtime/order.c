@@ -48,8 +48,7 @@ const int64_t *order_step(struct order *order, int64_t step, int64_t *count)
     return order->permutation + first;
 }
 
-/* -- shares
- * ------------------------------------------------------------------------------------------------------ */
+/* -- shares ----------------------------------------------------------------------------------- */
 
 int64_t group_scored_tokens(const struct groups *groups, int64_t g)
 {

@@ -126,7 +126,7 @@ const struct parameter *params_find(const struct params *params, const char *nam
     return NULL;
 }
 
-/* -- initial values -------------------------------------------------------------------------------------- */
+/* -- initial values --------------------------------------------------------------------------- */
 
 /* Two standard normal values of a tensor (Box and Muller 1958). */
 static void normal_pair(uint64_t seed, uint64_t tensor, uint64_t pair, double values[2])

@@ -19,8 +19,7 @@ enum status pretrained_config(struct config *config, const char *folder)
     return status;
 }
 
-/* -- loading
- * ------------------------------------------------------------------------------------------------------- */
+/* -- loading ---------------------------------------------------------------------------------- */
 
 /* What is known while a folder's files are read one after another. */
 struct loading {

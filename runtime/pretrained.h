@@ -27,6 +27,10 @@ struct pretrained_output {
  * that nothing half-written stands under the final name. Refuses a folder that exists. */
 enum status pretrained_save(const struct pretrained_output *output, const char *folder);
 
+/* Copies what belongs to a model beside its weights (tokenizer, chat template, generation defaults; its config.json too,
+ * if asked) as far as it exists, into a folder that holds none of it. */
+enum status pretrained_copy_texts(const char *source, const char *folder, bool config);
+
 /* SHA-256, as 64 hex digits and a zero, over names, shapes and f32 values of all parameters in table order. */
 void pretrained_fingerprint(char hex[65], const float *flat, const struct params *params);
 

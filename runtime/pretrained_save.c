@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* What belongs to a model beside its weights. */
+/* What belongs to a model beside its weights and its config. */
 static const char *const companions[] = {
     "tokenizer.json",      "tokenizer.model",    "tokenizer_config.json",  "special_tokens_map.json",
     "chat_template.jinja", "chat_template.json", "generation_config.json", "vocab.json",
@@ -18,8 +18,7 @@ static const char *const companions[] = {
 };
 enum { COMPANION_COUNT = sizeof companions / sizeof companions[0] };
 
-/* -- config.json and tokenizer files
- * -------------------------------------------------------------------------------- */
+/* -- config.json and tokenizer files ---------------------------------------------------------- */
 
 /* Transformers 4 calls the key torch_dtype, Transformers 5 dtype; whichever is there is kept up. */
 static void set_dtype(struct json_value root, const char *dtype)
@@ -89,8 +88,15 @@ static enum status copy_companion(const char *source, const char *folder, const 
     return status;
 }
 
-/* -- weights
- * ------------------------------------------------------------------------------------------------------- */
+enum status pretrained_copy_texts(const char *source, const char *folder, bool config)
+{
+    if (config) TRY(copy_companion(source, folder, "config.json"));
+    for (int i = 0; i < COMPANION_COUNT; i++)
+        TRY(copy_companion(source, folder, companions[i]));
+    return STATUS_OK;
+}
+
+/* -- weights ---------------------------------------------------------------------------------- */
 
 struct shards {
     int64_t *first; /* [count + 1]: shard s holds tensors first[s] .. first[s+1]-1 */
@@ -181,14 +187,12 @@ static enum status save_weights(const struct pretrained_output *output, const ch
     return status;
 }
 
-/* -- the folder
- * ---------------------------------------------------------------------------------------------------- */
+/* -- the folder ------------------------------------------------------------------------------- */
 
 static enum status fill_folder(const struct pretrained_output *output, const char *folder)
 {
     TRY(save_config(output, folder));
-    for (int i = 0; i < COMPANION_COUNT && output->source; i++)
-        TRY(copy_companion(output->source, folder, companions[i]));
+    if (output->source) TRY(pretrained_copy_texts(output->source, folder, false));
     TRY(save_weights(output, folder));
     return files_sync_folder(folder);
 }

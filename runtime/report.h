@@ -1,4 +1,4 @@
-/* Where the runtime tells what happens. The launcher fills this in; it is called on rank 0 only, except `warn`. */
+/* Where the runtime tells what happens. The launcher fills this in; it is called on rank 0 only. */
 #ifndef WPO_RUNTIME_REPORT_H
 #define WPO_RUNTIME_REPORT_H
 

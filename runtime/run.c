@@ -29,8 +29,7 @@ void run_note(const struct run *run, const char *format, ...)
     run->report->note(run->report->context, sentence);
 }
 
-/* -- opening
- * ----------------------------------------------------------------------------------------------------- */
+/* -- opening ---------------------------------------------------------------------------------- */
 
 static enum status open_data(struct run *run)
 {
@@ -110,8 +109,7 @@ static enum status open_engine(struct run *run)
     return STATUS_OK;
 }
 
-/* -- reference
- * --------------------------------------------------------------------------------------------------- */
+/* -- reference -------------------------------------------------------------------------------- */
 
 /* NaN where the first `steps` steps do not come; those that come must be known. */
 static bool reference_complete(const double *logp, struct order *order, int64_t steps)

@@ -47,8 +47,7 @@ const char *safetensors_torch_dtype(enum dtype type)
     return formats[type].torch;
 }
 
-/* -- the numbers
- * --------------------------------------------------------------------------------------------------- */
+/* -- the numbers ------------------------------------------------------------------------------ */
 
 static float float_of_bits(uint32_t bits)
 {
@@ -96,8 +95,7 @@ static uint16_t narrow_half(float value)
     return (uint16_t)(sign | (magnitude - 0x38000000) >> 13);
 }
 
-/* -- reading
- * ------------------------------------------------------------------------------------------------------- */
+/* -- reading ---------------------------------------------------------------------------------- */
 
 static enum status read_dtype(struct safetensors_entry *entry, struct json_value value, int64_t *bits)
 {
@@ -286,8 +284,7 @@ enum status safetensors_read(const struct safetensors *file, const struct safete
     return status;
 }
 
-/* -- writing
- * ------------------------------------------------------------------------------------------------------- */
+/* -- writing ---------------------------------------------------------------------------------- */
 
 static char *make_header(const struct safetensors_source *sources, int64_t count, enum dtype type)
 {

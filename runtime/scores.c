@@ -26,8 +26,7 @@ static double reference_of(const struct completion_record *record)
     return record->reference;
 }
 
-/* -- HDF5
- * -------------------------------------------------------------------------------------------------------- */
+/* -- HDF5 ------------------------------------------------------------------------------------- */
 
 static enum status add_column(struct hdf *file, const char *name, const struct evaluation *evaluation,
                               double (*value)(const struct completion_record *record), double *column)
@@ -99,8 +98,7 @@ static enum status write_hdf(const struct evaluation *evaluation, const char *pa
     return status;
 }
 
-/* -- JSON lines
- * -------------------------------------------------------------------------------------------------- */
+/* -- JSON lines ------------------------------------------------------------------------------- */
 
 /* 17 digits read back to the same double. JSON has no NaN and no infinity. */
 static void print_number(FILE *stream, const char *key, double value)

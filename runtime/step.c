@@ -53,8 +53,7 @@ static const double *gather_reference(struct trainer *trainer)
     return trainer->batch_reference;
 }
 
-/* -- what happened
- * ----------------------------------------------------------------------------------------------- */
+/* -- what happened ---------------------------------------------------------------------------- */
 
 static void keep_record(struct trainer *trainer, int64_t g, const struct completion_sums *sums,
                         const struct group_result *result)
@@ -148,8 +147,7 @@ void trainer_report_pairs(const struct trainer *trainer, int64_t step, const str
     }
 }
 
-/* -- the step
- * ---------------------------------------------------------------------------------------------------- */
+/* -- the step --------------------------------------------------------------------------------- */
 
 /* Forward, objective and backward of one micro-batch, into the gradients. */
 static enum status train_micro_batch(struct trainer *trainer, int64_t m, double scale,

@@ -7,8 +7,7 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 
-/* -- evaluation, checkpoints, records
- * ---------------------------------------------------------------------------- */
+/* -- evaluation, checkpoints, records --------------------------------------------------------- */
 
 static enum status evaluate(struct run *run)
 {
@@ -92,8 +91,7 @@ static void report_progress(const struct run *run, const struct step_result *res
     run->report->progress(run->report->context, &progress);
 }
 
-/* -- the loop
- * ---------------------------------------------------------------------------------------------------- */
+/* -- the loop --------------------------------------------------------------------------------- */
 
 /* Before anything was learned the policy is its own reference: every margin is zero and the loss is log 2
  * times the mean weight. Rounding may differ where a cached reference was computed in other micro-batches. */

@@ -164,8 +164,7 @@ void cpu_attention(struct device *device, struct tensor o, float *lse, struct te
     }
 }
 
-/* -- backward
- * ---------------------------------------------------------------------------------------------------- */
+/* -- backward --------------------------------------------------------------------------------- */
 
 HOT static float dot(const float *a, const float *b, int64_t count)
 {

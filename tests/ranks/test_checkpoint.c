@@ -186,8 +186,7 @@ static void check_round_trip(void)
     end();
 }
 
-/* -- damage
- * ------------------------------------------------------------------------------------------------------ */
+/* -- damage ----------------------------------------------------------------------------------- */
 
 static void flip(const char *path, int64_t at)
 {
@@ -296,8 +295,7 @@ static void check_damage(void)
     end();
 }
 
-/* -- saves that fail
- * --------------------------------------------------------------------------------------------- */
+/* -- saves that fail -------------------------------------------------------------------------- */
 
 static void limit_files(rlim_t bytes)
 {
@@ -384,8 +382,7 @@ static void check_failed_saves(void)
     end();
 }
 
-/* -- other models, no optimiser, pruning
- * ------------------------------------------------------------------------- */
+/* -- other models, no optimiser, pruning ------------------------------------------------------ */
 
 static void check_models(void)
 {

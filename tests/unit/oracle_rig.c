@@ -109,7 +109,7 @@ void rig_reference(double reference[COMPLETIONS])
         reference[c] = -3.5 * (double)completion_lengths[c] + 2 * check_uniform(&state);
 }
 
-/* -- running the model -- */
+/* -- running the model ------------------------------------------------------------------------ */
 
 void rig_open(struct rig *rig, struct lab *lab, const struct config *config, enum model_mode mode,
               const struct groups *groups, const double *flat, size_t logits_bytes)

@@ -5,7 +5,7 @@
 
 static const int64_t everyone[COMPLETIONS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
 
-/* -- gradients against derivatives -- */
+/* -- gradients against derivatives ------------------------------------------------------------ */
 
 struct model_loss {
     const double *flat, *reference;

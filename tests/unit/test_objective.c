@@ -30,7 +30,7 @@ static void plain_losses(void)
     }
 }
 
-/* -- weights, from the logits up -- */
+/* -- weights, from the logits up -------------------------------------------------------------- */
 
 static struct completion_sums sums_of(const double *logits, const int64_t *target, int64_t tokens,
                                       int64_t vocabulary)
@@ -125,7 +125,7 @@ static void weight_properties(void)
           0); /* more likely than a sampled token on average */
 }
 
-/* -- step 0, where policy is reference -- */
+/* -- step 0, where policy is reference -------------------------------------------------------- */
 
 static void step_zero(void)
 {
@@ -142,7 +142,7 @@ static void step_zero(void)
         }
 }
 
-/* -- the gradient: derivatives of the loss at a fixed weight -- */
+/* -- the gradient: derivatives of the loss at a fixed weight ---------------------------------- */
 
 struct pair_loss {
     struct objective objective;
@@ -190,7 +190,7 @@ static void gradients(void)
     }
 }
 
-/* -- extremes -- */
+/* -- extremes --------------------------------------------------------------------------------- */
 
 static void extremes(void)
 {
@@ -233,7 +233,7 @@ static void extremes(void)
     }
 }
 
-/* -- sft -- */
+/* -- sft -------------------------------------------------------------------------------------- */
 
 static void sft(void)
 {

@@ -149,7 +149,7 @@ static void try_attention(struct lab *lab, const struct plan *plan, struct atten
     lab_release(lab);
 }
 
-/* -- the oracle's own gradient, against derivatives of its forward pass -- */
+/* -- the oracle's own gradient, against derivatives of its forward pass ----------------------- */
 
 struct attention_loss {
     const struct plan *plan;
@@ -191,7 +191,7 @@ static void try_oracle(struct lab *lab, const struct plan *plan, struct attentio
     lab_release(lab);
 }
 
-/* -- prefix sharing equals separate sequences -- */
+/* -- prefix sharing equals separate sequences ------------------------------------------------- */
 
 /* Copies rows between the shared packing (prompt, a, b, ...) and separate sequences (prompt, a), (prompt, b),
  * ...; or adds back. `rows` [separate tokens] says which shared row each separate row is. */
@@ -254,7 +254,7 @@ static void try_sharing(struct lab *lab, int64_t prompt, const int64_t *completi
     lab_release(lab);
 }
 
-/* -- the cases -- */
+/* -- the cases -------------------------------------------------------------------------------- */
 
 #define GROUP(plan, prompt, ...) plan_group(plan, prompt, (const int64_t[]){__VA_ARGS__, -1})
 

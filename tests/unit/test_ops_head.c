@@ -122,7 +122,7 @@ static void try_head(struct lab *lab, int64_t tokens, int64_t vocabulary, int64_
     lab_release(lab);
 }
 
-/* -- sums and objective -- */
+/* -- sums and objective ----------------------------------------------------------------------- */
 
 enum { COMPLETIONS = 26 };
 

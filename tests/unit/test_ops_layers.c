@@ -5,7 +5,7 @@
 
 static const int64_t row_counts[] = {1, 7, 13, 65}, col_counts[] = {7, 13, 65, 24};
 
-/* -- rmsnorm -- */
+/* -- rmsnorm ---------------------------------------------------------------------------------- */
 
 /* Relative errors in f32: the mean of C squares (C+2) u, half of that after the root, a few roundings for the
  * root, the quotient, the two factors and the sum x + r itself. */
@@ -130,7 +130,7 @@ static void try_norm_grad(struct lab *lab, int64_t rows, int64_t cols, int64_t m
     lab_release(lab);
 }
 
-/* -- rope -- */
+/* -- rope ------------------------------------------------------------------------------------- */
 
 struct rope_loss {
     double *x, *cotangent, *turned, *table;
@@ -202,7 +202,7 @@ static void try_rope(struct lab *lab, int64_t rows, int64_t heads, int64_t size,
     lab_release(lab);
 }
 
-/* -- swiglu -- */
+/* -- swiglu ----------------------------------------------------------------------------------- */
 
 static double swiglu_loss(void *context)
 {

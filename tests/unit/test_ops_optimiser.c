@@ -2,7 +2,7 @@
 #include "tests/unit/oracle_lab.h"
 #include "tests/unit/oracle_ops.h"
 
-/* -- adamw -- */
+/* -- adamw ------------------------------------------------------------------------------------ */
 
 enum { PIECES = 4, STEPS = 3 };
 static const int64_t piece_counts[PIECES] = {1, 7, 65, 1300};
@@ -120,7 +120,7 @@ static void try_decay(struct lab *lab)
     lab_release(lab);
 }
 
-/* -- sum of squares -- */
+/* -- sum of squares --------------------------------------------------------------------------- */
 
 static double squares_of(struct lab *lab, const double *x, int64_t count)
 {
@@ -169,7 +169,7 @@ static void try_squares(struct lab *lab)
     lab_release(lab);
 }
 
-/* -- memory -- */
+/* -- memory ----------------------------------------------------------------------------------- */
 
 static void try_memory(struct lab *lab)
 {

@@ -183,7 +183,7 @@ static void check_damage(void)
     CHECK(accepted > 0 && accepted < (long)(8 * header) / 4);
 }
 
-/* -- numbers ------------------------------------------------------------------------------------------- */
+/* -- numbers ---------------------------------------------------------------------------------- */
 
 /* The value of a 16-bit float with this many bits of fraction, from its definition. */
 static double value_of(unsigned bits, int fraction_bits)
