@@ -51,7 +51,7 @@ def run(*words, ranks=0, folder=None):
     """Runs a program; ends the test when it fails. ranks > 0: under mpirun."""
     words = [str(word) for word in words]
     launched = ["mpirun", "-n", str(ranks)] + words if ranks else words
-    done = subprocess.run(launched, capture_output=True, text=True, cwd=folder)
+    done = subprocess.run(launched, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=folder)
     if done.returncode != 0:
         print(done.stdout[-2000:], done.stderr[-4000:])
         sys.exit(f"{' '.join(launched)}: exit code {done.returncode}")

@@ -48,7 +48,7 @@ def check_includes(path, text):
 
 def check_length(path, text):
     if path.split("/")[0] in FLOORS:
-        check(text.count("\n") <= 500, f"{path} has {text.count(chr(10))} lines; a file has one job and at most 500 lines")
+        check(text.count("\n") <= 520, f"{path} has {text.count(chr(10))} lines; a file has one job and at most 520 lines")
 
 
 def check_layout():
