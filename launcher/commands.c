@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const struct command *const commands[] = {&command_prepare, &command_init,   &command_train,
                                                  &command_eval,    &command_export, &command_inspect};
@@ -68,7 +69,10 @@ static const struct command *find(const char *name)
 
 static int complain(const char *name, enum status status)
 {
-    if (speaks()) fprintf(stderr, "wpo%s%s: %s\n", name ? " " : "", name ? name : "", status_sentence());
+    if (speaks())
+        fprintf(stderr, "wpo%s%s: %s\n", name ? " " : "", name ? name : "", status_sentence());
+    else
+        usleep(300000); /* mpirun ends all ranks as soon as one fails: the one that speaks goes first */
     fflush(stderr);
     return (int)status;
 }

@@ -125,6 +125,19 @@ static enum status remove_run(const struct settings *settings)
     return status;
 }
 
+/* Whether a run got as far as a record or a checkpoint: an attempt that ended before may simply be made
+ * again. */
+static bool got_anywhere(const char *folder, char *const *names, int64_t count)
+{
+    char *metrics = files_join(folder, "metrics.jsonl");
+    struct stat information;
+    bool far = stat(metrics, &information) == 0 && information.st_size > 0;
+    free(metrics);
+    for (int64_t i = 0; i < count; i++)
+        far = far || is_checkpoint(names[i]);
+    return far;
+}
+
 static enum status check_content(const struct runfile *runfile)
 {
     const struct settings *settings = &runfile->settings;
@@ -132,10 +145,10 @@ static enum status check_content(const struct runfile *runfile)
     char **names;
     int64_t count;
     TRY(files_list(&names, &count, folder));
+    bool run = holds(folder, "run.yaml"), far = got_anywhere(folder, names, count);
     files_names_free(names, count);
     if (count == 0 || settings->resume_from_checkpoint) return STATUS_OK;
-    bool run = holds(folder, "run.yaml");
-    if (runfile->overwrite_output_dir && run) return remove_run(settings);
+    if (run && (runfile->overwrite_output_dir || !far)) return remove_run(settings);
     if (runfile->overwrite_output_dir) {
         return fail(
             "output_dir: %s is not empty and holds no run (no run.yaml), so it is not overwritten; choose "

@@ -220,16 +220,22 @@ struct reduction {
     bool started;
 };
 
-struct reduction *reduction_create(struct comm *comm, float *vector, int64_t count)
+int64_t reduction_room(const struct comm *comm, int64_t count)
+{
+    int64_t first, length;
+    comm_share(count, comm->size, comm->rank, &first, &length);
+    return (comm->size - 1) * length;
+}
+
+struct reduction *reduction_create(struct comm *comm, float *vector, int64_t count, float *received)
 {
     struct reduction *reduction = allocate(1, sizeof *reduction);
-    *reduction = (struct reduction){.comm = comm, .vector = vector, .count = count};
+    *reduction = (struct reduction){.comm = comm, .vector = vector, .count = count, .received = received};
     comm_share(count, comm->size, comm->rank, &reduction->first, &reduction->length);
     int64_t first, longest; /* share 0 is the longest */
     comm_share(count, comm->size, 0, &first, &longest);
     REQUIRE(longest < INT_MAX, "a bucket of %lld parameters is too large for %d ranks", (long long)count,
             comm->size);
-    reduction->received = allocate((comm->size - 1) * reduction->length, sizeof(float));
     reduction->requests = allocate(2 * (comm->size - 1), sizeof(MPI_Request));
     return reduction;
 }
@@ -238,7 +244,6 @@ void reduction_free(struct reduction *reduction)
 {
     if (!reduction) return;
     REQUIRE(!reduction->started, "a reduction is freed while it runs");
-    free(reduction->received);
     free(reduction->requests);
     free(reduction);
 }

@@ -47,13 +47,16 @@ bool comm_any(struct comm *comm, bool mine);
 /* The part of a vector of `count` elements that rank `rank` owns: first .. first + length - 1. Local. */
 void comm_share(int64_t count, int size, int rank, int64_t *first, int64_t *length);
 
-/* The sum over ranks of one vector per rank, each rank receiving its own share (reduce-scatter). The object
- * is made once per vector and used every step; it owns its receive buffer of `count` floats. start queues,
- * progress moves along what is queued, finish waits: the caller's share of vector (inout, f32 [count]) then
- * holds the sum, added in rank order whatever the network does, and the rest is as it was. */
+/* The sum over ranks of one vector per rank, each rank receiving its own share (reduce-scatter). The object is made
+ * once per vector and used every step. start queues, progress moves along what is queued, finish waits: the
+ * caller's share of vector (inout, f32 [count]) then holds the sum, added in rank order whatever the network
+ * does, and the rest is as it was. */
 struct reduction;
-struct reduction *reduction_create(struct comm *comm, float *vector, int64_t count); /* local */
-void reduction_free(struct reduction *reduction);                                    /* local */
+/* Local. Floats that a reduction of `count` needs to receive into. */
+int64_t reduction_room(const struct comm *comm, int64_t count);
+/* Local. received: reduction_room() floats, owned by the caller, kept until reduction_free. */
+struct reduction *reduction_create(struct comm *comm, float *vector, int64_t count, float *received);
+void reduction_free(struct reduction *reduction); /* local */
 void reduction_start(struct reduction *reduction);
 void reduction_progress(struct reduction *reduction); /* local; cheap; does nothing unless started */
 void reduction_finish(struct reduction *reduction);

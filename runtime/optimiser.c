@@ -34,6 +34,10 @@ void optimiser_open(struct optimiser *o, struct arena *arena, struct comm *comm,
     o->state_count = owned_elements(o);
     arena_want(arena, "optimiser", (void **)&o->moment, o->state_count, sizeof(float));
     arena_want(arena, "optimiser", (void **)&o->variance, o->state_count, sizeof(float));
+    o->received = allocate(model->params->bucket_count, sizeof *o->received);
+    for (int64_t b = 0; b < model->params->bucket_count; b++)
+        arena_want(arena, "reduction", (void **)&o->received[b],
+                   reduction_room(comm, model->params->buckets[b].count), sizeof(float));
 }
 
 /* The overlap of a run of the flat vector with a tensor, as a piece whose state begins at `state`. */
@@ -92,7 +96,7 @@ void optimiser_prepare(struct optimiser *o)
     o->reductions = allocate(params->bucket_count, sizeof *o->reductions);
     for (int64_t b = 0; b < params->bucket_count; b++)
         o->reductions[b] = reduction_create(o->comm, o->model->gradients + params->buckets[b].offset,
-                                            params->buckets[b].count);
+                                            params->buckets[b].count, o->received[b]);
     size_t bytes = (size_t)o->state_count * sizeof(float);
     o->model->ops->zero(o->model->device, o->moment, bytes);
     o->model->ops->zero(o->model->device, o->variance, bytes);
@@ -103,6 +107,7 @@ void optimiser_close(struct optimiser *o)
     for (int64_t b = 0; o->reductions && b < o->model->params->bucket_count; b++)
         reduction_free(o->reductions[b]);
     free(o->reductions);
+    free(o->received);
     free(o->updates);
     free(o->pieces);
     *o = (struct optimiser){0};

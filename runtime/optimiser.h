@@ -14,6 +14,7 @@ struct optimiser {
     struct model *model;
     int64_t zero_stage;
     struct reduction **reductions; /* [buckets] */
+    float **received;              /* [buckets] what the reductions receive into */
     float *moment, *variance;      /* device; this rank's shares one after the other, or everything */
     int64_t state_count;
     struct adamw_piece *updates; /* what this rank updates, cut at tensors because decay differs */
@@ -22,7 +23,7 @@ struct optimiser {
     int64_t piece_count;
 };
 
-/* Wishes for the moments. */
+/* Wishes for the moments and for what reductions receive. */
 void optimiser_open(struct optimiser *optimiser, struct arena *arena, struct comm *comm, struct model *model,
                     int64_t zero_stage);
 /* After arena_place: moments are zero. */
