@@ -61,7 +61,7 @@ def test_signals(failures, folder):
 
 def test_pairs_log(failures, folder):
     out = folder("pairs-log")
-    groups = prepare(12, folder("twelve.h5"), longest=128)
+    groups = prepare(12, folder("twelve.h5"), longest=512)
     job = start(2, groups, out, max_steps=2)
     job.communicate(timeout=120)
     with open(os.path.join(out, "pairs.jsonl")) as file:
