@@ -30,6 +30,9 @@ examples:
 """
 
 
+DEFAULT_LENGTH = 1024  # as in TRL
+
+
 def positive(text):
     value = int(text)
     if value < 1:
@@ -65,8 +68,8 @@ def parse_arguments(words):
     )
     add("--split", metavar="NAME", help="in a folder, take the files whose name starts with NAME")
     add("--out", required=True, metavar="FILE", help="the groups file to write")
-    add("--max_length", type=positive, default=1024, metavar="N",
-        help="longest prompt with one completion, in tokens (default: 1024)")  # fmt: skip
+    add("--max_length", type=positive, metavar="N",
+        help="longest prompt with one completion, in tokens (default: 1024, or the model's positions if fewer)")  # fmt: skip
     add("--truncation", choices=("keep_start", "keep_end", "authors"), default="keep_start",
         help="what to keep of a longer one; authors: the WPO paper's runs (default: keep_start)")  # fmt: skip
     add("--max_prompt_length", type=positive, metavar="N", help="for --truncation authors (default: 512)")
@@ -81,14 +84,15 @@ def parse_arguments(words):
         parser.error("--max_prompt_length belongs to --truncation authors")
     if options.truncation == "authors":
         options.max_prompt_length = options.max_prompt_length or 512
+        options.max_length = options.max_length or DEFAULT_LENGTH
         if options.max_prompt_length >= options.max_length:
             parser.error(
                 f"--max_prompt_length {options.max_prompt_length} leaves no room for completions in --max_length "
                 f"{options.max_length}"
             )
-    if options.max_length < 2:
+    if options.max_length is not None and options.max_length < 2:
         parser.error("--max_length must be at least 2: a prompt token and a completion token")
-    if options.max_length > 1 << 24:
+    if options.max_length is not None and options.max_length > 1 << 24:
         parser.error("--max_length must be at most 16777216")
     options.num_proc = options.num_proc or len(os.sched_getaffinity(0))
     return options
@@ -196,12 +200,20 @@ def check_kept(audit, model, rules, files):
     return warnings
 
 
+def choose_length(options, model):
+    """What was asked for; else TRL's default, as far as the model has positions."""
+    if options.max_length is not None:
+        return options.max_length
+    known = type(model.positions) is int and model.positions >= 2
+    return min(DEFAULT_LENGTH, model.positions) if known else DEFAULT_LENGTH
+
+
 def prepare(options):
     files = list_files(options.data, options.split)
     folder = check_out(options.out, options.overwrite, files)
     model = Model(options.model)
     layout = first_layout(files, options.format)
-    rules = Rules(options.truncation, options.max_length, options.max_prompt_length or 0)
+    rules = Rules(options.truncation, choose_length(options, model), options.max_prompt_length or 0)
     part = os.path.join(folder, f".{os.path.basename(options.out)}.{os.getpid()}.part")
     spool = None
     try:
