@@ -90,22 +90,41 @@ void engine_close(struct engine *engine)
 
 /* -- parameters ------------------------------------------------------------------------------- */
 
-static bool same_shape(const struct config *a, const struct config *b)
+/* Everything that the mathematics of the model depends on besides its weights. */
+static bool same_model(const struct config *a, const struct config *b)
 {
     return a->family == b->family && a->width == b->width && a->layers == b->layers && a->heads == b->heads &&
            a->key_heads == b->key_heads && a->head_size == b->head_size && a->hidden == b->hidden &&
-           a->vocabulary == b->vocabulary && a->tied == b->tied && a->qkv_bias == b->qkv_bias;
+           a->vocabulary == b->vocabulary && a->tied == b->tied && a->qkv_bias == b->qkv_bias &&
+           a->window == b->window && a->norm_epsilon == b->norm_epsilon && a->rope.type == b->rope.type &&
+           a->rope.theta == b->rope.theta && a->rope.factor == b->rope.factor &&
+           a->rope.low_frequency_factor == b->rope.low_frequency_factor &&
+           a->rope.high_frequency_factor == b->rope.high_frequency_factor &&
+           a->rope.original_positions == b->rope.original_positions;
+}
+
+/* The same weights under another rotation, window or epsilon are another model. */
+static void add_config(char fingerprint[65], const struct config *c)
+{
+    char *text = text_format("%s %lld %.17g %d %.17g %.17g %.17g %.17g %lld", fingerprint,
+                             (long long)c->window, c->norm_epsilon, (int)c->rope.type, c->rope.theta,
+                             c->rope.factor, c->rope.low_frequency_factor, c->rope.high_frequency_factor,
+                             (long long)c->rope.original_positions);
+    hash_bytes(fingerprint, text, strlen(text));
+    free(text);
 }
 
 static enum status read_model(struct engine *engine, const char *folder, float *flat, char fingerprint[65])
 {
     struct config config;
     TRY(pretrained_config(&config, folder));
-    if (!same_shape(&config, &engine->config))
-        return fail("%s: this model has another shape than %s, so one cannot be the other's reference",
+    if (!same_model(&config, &engine->config))
+        return fail("%s: this model has another shape, rope, window or rms_norm_eps than %s, so one "
+                    "cannot be the other's reference",
                     folder, engine->settings->model_name_or_path);
     TRY(pretrained_load(flat, &engine->params, &engine->config, folder));
     pretrained_fingerprint(fingerprint, flat, &engine->params);
+    add_config(fingerprint, &config);
     return STATUS_OK;
 }
 
@@ -155,6 +174,22 @@ enum status engine_check_groups(const struct engine *engine, const struct groups
                     "this model",
                     groups->path, (long long)groups->vocabulary, (long long)engine->config.vocabulary);
     return STATUS_OK;
+}
+
+enum status groups_same(const struct groups *groups, struct comm *comm)
+{
+    size_t size = sizeof groups->fingerprint;
+    char *all = allocate(comm->size, size);
+    comm_gather_all(comm, all, groups->fingerprint, size);
+    int differing = 0;
+    for (int r = comm->size - 1; r > 0; r--)
+        if (memcmp(all, all + (size_t)r * size, size) != 0) differing = r;
+    free(all);
+    if (!differing) return STATUS_OK;
+    return fail(
+        "%s: rank %d reads another file under this name than rank 0; put the data on a file system that all "
+        "hosts share",
+        groups->path, differing);
 }
 
 enum status groups_fit(const struct groups *groups, const struct objective *objective,

@@ -48,6 +48,9 @@ enum status engine_score(struct engine *engine, struct order *order, int64_t fir
                          int64_t micro, const struct report *report, const char *phase,
                          struct completion_sums *sums);
 
+/* Collective. All ranks must have opened the same groups. */
+enum status groups_same(const struct groups *groups, struct comm *comm);
+
 /* Every group with the objective's size, and enough of them for the ranks. */
 enum status groups_fit(const struct groups *groups, const struct objective *objective,
                        const struct comm *comm);

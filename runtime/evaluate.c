@@ -65,6 +65,7 @@ enum status evaluate_run(struct comm *comm, const struct settings *settings, con
     signals_install();
     struct groups *groups = &evaluation->groups;
     TRY(comm_agree(comm, groups_open(groups, settings->eval_file)));
+    TRY(groups_same(groups, comm));
     TRY(comm_agree(comm, groups_fit(groups, &settings->objective, comm)));
     struct engine engine;
     enum status status = engine_open(&engine, comm, settings, MODEL_SCORE,

@@ -222,6 +222,8 @@ enum status run_open(struct run *run)
 {
     const struct settings *settings = run->settings;
     TRY(comm_agree(run->comm, open_data(run)));
+    TRY(groups_same(&run->groups, run->comm));
+    if (run->has_eval) TRY(groups_same(&run->eval_groups, run->comm));
     if (settings->resume_from_checkpoint)
         TRY(checkpoint_find(run->comm, settings->output_dir, settings->resume_from_checkpoint,
                             &run->checkpoint));

@@ -20,6 +20,7 @@ struct run {
     char *checkpoint;                   /* folder to resume from, or NULL */
     struct checkpoint_state state;
     int64_t total_steps;
+    int64_t saved_step;  /* of the newest checkpoint that this process wrote; 0: none */
     struct tally window; /* since the last record */
     double window_seconds, window_norm, window_rate;
     int64_t window_steps;

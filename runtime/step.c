@@ -91,13 +91,19 @@ static enum status tally_batch(struct trainer *trainer, const double *reference,
     return status;
 }
 
+/* The norm is the same on all ranks; the tensor is known to those that own it, and only they fail at first.
+ */
 static enum status check_gradient(const struct trainer *trainer, double norm)
 {
     if (isfinite(norm)) return STATUS_OK;
     const char *tensor = optimiser_not_finite(trainer->optimiser);
-    return fail(
-        "the gradient of %s is not finite; lower learning_rate, or look for broken rows with log_pairs: true",
-        tensor ? tensor : "a tensor that another rank holds");
+    TRY(comm_agree(
+        trainer->engine->comm,
+        tensor ? fail("the gradient of %s is not finite; lower learning_rate, or look for broken rows with "
+                      "log_pairs: true",
+                      tensor)
+               : STATUS_OK));
+    return fail("the norm of the gradient is not finite; lower learning_rate");
 }
 
 /* Clears the records of the groups that other ranks will fill. */
@@ -200,7 +206,7 @@ enum status train_step(struct trainer *trainer, int64_t step, struct step_result
 
     result->gradient_norm = optimiser_reduce(trainer->optimiser);
     TRY(comm_agree(e->comm, status));
-    TRY(comm_agree(e->comm, check_gradient(trainer, result->gradient_norm)));
+    TRY(check_gradient(trainer, result->gradient_norm));
 
     double clip = settings->max_grad_norm;
     result->learning_rate = learning_rate_at(settings, step, trainer->total_steps);

@@ -27,25 +27,42 @@ static enum status evaluate(struct run *run)
     return status;
 }
 
-static enum status save(struct run *run)
+static enum status write_checkpoint(struct run *run)
 {
-    TRY(engine_same_parameters(&run->engine, "before saving"));
+    if (run->saved_step == run->state.step) return STATUS_OK;
     double start = run_seconds();
     TRY(checkpoint_save(run->comm, run->settings->output_dir, &run->engine.params, &run->state,
                         run->optimiser.pieces, run->optimiser.piece_count));
+    run->saved_step = run->state.step;
     run_note(run, "saved %s/checkpoint-%lld in %.1f s", run->settings->output_dir, (long long)run->state.step,
              run_seconds() - start);
-    if (run->settings->save_total_limit > 0)
-        return checkpoint_prune(run->comm, run->settings->output_dir, run->settings->save_total_limit);
     return STATUS_OK;
 }
 
-/* A disk that is full for a while must not end a run that older checkpoints protect. */
-static void save_or_warn(struct run *run)
+static enum status prune(struct run *run)
 {
-    if (save(run) != STATUS_OK)
+    int64_t limit = run->settings->save_total_limit;
+    return limit > 0 ? checkpoint_prune(run->comm, run->settings->output_dir, limit) : STATUS_OK;
+}
+
+static enum status save(struct run *run)
+{
+    TRY(engine_same_parameters(&run->engine, "before saving"));
+    TRY(write_checkpoint(run));
+    return prune(run);
+}
+
+/* A disk that is full for a while must not end a run that older checkpoints protect; ranks that differ must.
+ */
+static enum status save_or_warn(struct run *run)
+{
+    TRY(engine_same_parameters(&run->engine, "before saving"));
+    if (write_checkpoint(run) != STATUS_OK)
         run_note(run, "warning: no checkpoint at step %lld: %s; training goes on, and saves again later",
                  (long long)run->state.step, status_sentence());
+    else if (prune(run) != STATUS_OK)
+        run_note(run, "warning: an old checkpoint was not deleted: %s", status_sentence());
+    return STATUS_OK;
 }
 
 static void log_record(struct run *run, double seconds)
@@ -155,7 +172,8 @@ static enum status after_step(struct run *run)
         TRY(engine_same_parameters(&run->engine, "during training"));
     if (run->has_eval && (last || is_due(settings->eval_strategy, settings->eval_steps, step, per_epoch)))
         TRY(evaluate(run));
-    if (!last && is_due(settings->save_strategy, settings->save_steps, step, per_epoch)) save_or_warn(run);
+    if (!last && is_due(settings->save_strategy, settings->save_steps, step, per_epoch))
+        return save_or_warn(run);
     return STATUS_OK;
 }
 
