@@ -185,6 +185,31 @@ static enum status load_models(struct run *run)
     return STATUS_OK;
 }
 
+/* "auto" took the newest checkpoint that verifies; those after it are damaged and must not stand where new
+ * ones go. */
+static enum status set_aside_damaged(const struct run *run)
+{
+    char **names;
+    int64_t count;
+    const char *folder = run->settings->output_dir;
+    enum status status = STATUS_OK;
+    TRY(files_list(&names, &count, folder));
+    for (int64_t i = 0; i < count && status == STATUS_OK; i++) {
+        long long step;
+        int length = 0;
+        if (sscanf(names[i], "checkpoint-%lld%n", &step, &length) != 1 || names[i][length] ||
+            step <= run->state.step)
+            continue;
+        char *from = files_join(folder, names[i]), *to = text_format("%s.damaged", from);
+        status = files_rename(from, to);
+        run_note(run, "set aside as damaged: %s", to);
+        free(from);
+        free(to);
+    }
+    files_names_free(names, count);
+    return status;
+}
+
 static enum status load_checkpoint(struct run *run)
 {
     char fingerprint[65];
@@ -197,6 +222,8 @@ static enum status load_checkpoint(struct run *run)
             "%s: the run was started from another model than %s; resume with the same model_name_or_path",
             run->checkpoint, run->settings->model_name_or_path);
     optimiser_spread(&run->optimiser);
+    if (!strcmp(run->settings->resume_from_checkpoint, "auto"))
+        TRY(comm_agree(run->comm, run->comm->rank == 0 ? set_aside_damaged(run) : STATUS_OK));
     run_note(run, "resumed from %s: step %lld of %lld, written by %lld ranks", run->checkpoint,
              (long long)run->state.step, (long long)run->total_steps, (long long)run->state.world);
     return engine_same_parameters(&run->engine, "after loading the checkpoint");

@@ -127,6 +127,15 @@ def test_runs(failures, folder, groups):
            train_words(folder, groups, global_batch_size=2, output_dir=folder("small")), ["global batch of 2"])
 
 
+def damage(out, name):
+    """Flips one bit of a shard."""
+    path = os.path.join(out, name, "shard-00001-of-00002.h5")
+    data = bytearray(open(path, "rb").read())
+    data[len(data) // 2] ^= 4
+    with open(path, "wb") as file:
+        file.write(data)
+
+
 def test_resume(failures, folder, groups):
     out = folder("run")
     train(2, groups, out, max_steps=2, save_strategy="steps", save_steps=1)
@@ -136,14 +145,18 @@ def test_resume(failures, folder, groups):
     expect(failures, "other data", 2, train_words(folder, other, **again), ["other data"])
     expect(failures, "other batch", 2, train_words(folder, groups, **{**again, "global_batch_size": 4}), ["global batch"])
     expect(failures, "a run is there", 2, train_words(folder, groups, output_dir=out), [out])
-    for name in ("checkpoint-1", "checkpoint-2"):
-        path = os.path.join(out, name, "shard-00001-of-00002.h5")
-        data = bytearray(open(path, "rb").read())
-        data[len(data) // 2] ^= 4
-        open(path, "wb").write(data)
+    damage(out, "checkpoint-2")
+    done = subprocess.run(command(2, train_words(folder, groups, save_steps=1, **again)), capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL)
+    there = sorted(n for n in os.listdir(out) if n.startswith("checkpoint-"))
+    failures.check(done.returncode == 0 and there == ["checkpoint-1", "checkpoint-2", "checkpoint-2.damaged",
+                                                      "checkpoint-3"],
+                   f"the newest checkpoint damaged: the older one is used, and the run reaches its end ({there})")
+    for name in ("checkpoint-1", "checkpoint-2", "checkpoint-3"):
+        damage(out, name)
     done = subprocess.run(command(2, train_words(folder, groups, **again)), capture_output=True, text=True,
                           stdin=subprocess.DEVNULL)
-    failures.check(done.returncode == 1 and "checkpoint-2" in done.stderr and "checkpoint-1" in done.stderr,
+    failures.check(done.returncode == 1 and "checkpoint-3" in done.stderr and "checkpoint-1" in done.stderr,
                    "every checkpoint damaged: named, and never started anew")
 
 
