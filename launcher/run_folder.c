@@ -207,7 +207,9 @@ enum status run_folder_write(const struct runfile *runfile, const char *before, 
     char *path = files_join(settings->output_dir, "run.yaml"),
          *model = files_join(settings->output_dir, "model");
     enum status status = files_replace(path, runfile->text, strlen(runfile->text));
-    if (status == STATUS_OK) status = copy_model(settings->model_name_or_path, model);
+    /* A resumed run keeps the texts it began with: whether it may go on is only known later. */
+    if (status == STATUS_OK && !(before && files_is_folder(model)))
+        status = copy_model(settings->model_name_or_path, model);
     free(path);
     free(model);
     return status;

@@ -185,9 +185,10 @@ static enum status load_models(struct run *run)
     return STATUS_OK;
 }
 
-/* "auto" took the newest checkpoint that verifies; those after it are damaged and must not stand where new
- * ones go. */
-static enum status set_aside_damaged(const struct run *run)
+/* No checkpoint may stand where the run will save. "auto" took the newest that verifies, so those after it
+ * are damaged and are set aside; after one that was chosen by name they may be good, and are left to their
+ * owner. */
+static enum status clear_the_way(const struct run *run)
 {
     char **names;
     int64_t count;
@@ -201,8 +202,12 @@ static enum status set_aside_damaged(const struct run *run)
             step <= run->state.step)
             continue;
         char *from = files_join(folder, names[i]), *to = text_format("%s.damaged", from);
-        status = files_rename(from, to);
-        run_note(run, "set aside as damaged: %s", to);
+        if (strcmp(run->settings->resume_from_checkpoint, "auto") != 0)
+            status = fail("%s was saved after %s; move it away, or resume in another output_dir", from,
+                          run->checkpoint);
+        else
+            status = files_rename(from, to);
+        if (status == STATUS_OK) run_note(run, "set aside as damaged: %s", to);
         free(from);
         free(to);
     }
@@ -222,8 +227,7 @@ static enum status load_checkpoint(struct run *run)
             "%s: the run was started from another model than %s; resume with the same model_name_or_path",
             run->checkpoint, run->settings->model_name_or_path);
     optimiser_spread(&run->optimiser);
-    if (!strcmp(run->settings->resume_from_checkpoint, "auto"))
-        TRY(comm_agree(run->comm, run->comm->rank == 0 ? set_aside_damaged(run) : STATUS_OK));
+    TRY(comm_agree(run->comm, run->comm->rank == 0 ? clear_the_way(run) : STATUS_OK));
     run_note(run, "resumed from %s: step %lld of %lld, written by %lld ranks", run->checkpoint,
              (long long)run->state.step, (long long)run->total_steps, (long long)run->state.world);
     return engine_same_parameters(&run->engine, "after loading the checkpoint");

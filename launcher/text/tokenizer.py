@@ -48,11 +48,19 @@ def read_text(path):
         raise BadInput(f"{path}: is not UTF-8 text (byte {error.start}); fetch the file again.") from error
 
 
+def single_keys(pairs):
+    """Two values for one key: nobody can say which one was meant."""
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"key '{next(key for key in keys if keys.count(key) > 1)}' stands twice in one object")
+    return dict(pairs)
+
+
 def read_object(path, optional=False):
     if optional and not os.path.exists(path):
         return {}
     try:
-        value = json.loads(read_text(path))
+        value = json.loads(read_text(path), object_pairs_hook=single_keys)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: is not valid JSON ({error}); fetch the file again.") from error
     if not isinstance(value, dict):

@@ -145,6 +145,11 @@ def test_resume(failures, folder, groups):
     expect(failures, "other data", 2, train_words(folder, other, **again), ["other data"])
     expect(failures, "other batch", 2, train_words(folder, groups, **{**again, "global_batch_size": 4}), ["global batch"])
     expect(failures, "a run is there", 2, train_words(folder, groups, output_dir=out), [out])
+    older = train_words(folder, groups, **{**again, "resume_from_checkpoint": os.path.join(out, "checkpoint-1")})
+    done = subprocess.run(command(2, older), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    last = done.stderr.splitlines()[-1]
+    failures.check(done.returncode == 1 and "checkpoint-2" in last and "move it away" in last,
+                   "an older checkpoint by name: refused before the work, not after it")
     damage(out, "checkpoint-2")
     done = subprocess.run(command(2, train_words(folder, groups, save_steps=1, **again)), capture_output=True, text=True,
                           stdin=subprocess.DEVNULL)
