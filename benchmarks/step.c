@@ -1,14 +1,14 @@
 /* bench_step --model DIR --data groups.h5 [--pairs N] [--steps N] [--warmup N] [--threads N] [--recompute
  * 0|1]
- *            [--logits_megabytes N]
+ *            [--logits_megabytes N] [--device cpu|cuda] [--dtype float32|bfloat16] [--gradient_dtype ..]
+ *            [--moment_dtype ..] [--random 0|1]
  *
  * Times whole training steps on one rank and prints one JSON object: tokens per second, the FLOP rate of the
- * step as a share of the matrix library's own rate measured between the steps, where the time goes by
- * operation, and the memory planned and used. Reference log-probabilities are computed before, and not timed,
- * as in training. */
-#include "runtime/step.h"
-
-#include "kernels/require.h"
+ * step, and the memory planned and used; on a CPU also the share of the matrix library's own rate, measured
+ * between the steps, and where the time goes by operation (a GPU does its work after the call returns).
+ * Reference log-probabilities are computed before, and not timed, as in training. With --random 1 the model
+ * folder needs only its config.json: weights are made up, and the reference is 0. */
+#include "tests/trial.h"
 
 #include <dnnl.h>
 #include <omp.h>
@@ -91,7 +91,7 @@ static void timed_bias(struct device *d, struct tensor y, const void *bias)
     TIMED(OP_BIAS, inner->bias(d, y, bias));
 }
 
-static void timed_bias_grad(struct device *d, void *dbias, struct tensor dy)
+static void timed_bias_grad(struct device *d, struct tensor dbias, struct tensor dy)
 {
     TIMED(OP_BIAS, inner->bias_grad(d, dbias, dy));
 }
@@ -112,7 +112,7 @@ static void timed_rmsnorm(struct device *d, struct tensor y, struct tensor sum, 
     TIMED(OP_RMSNORM, inner->rmsnorm(d, y, sum, x, r, weight, epsilon));
 }
 
-static void timed_rmsnorm_grad(struct device *d, struct tensor dx, void *dweight, struct tensor dy,
+static void timed_rmsnorm_grad(struct device *d, struct tensor dx, struct tensor dweight, struct tensor dy,
                                struct tensor x, const void *weight, float epsilon)
 {
     TIMED(OP_RMSNORM_GRAD, inner->rmsnorm_grad(d, dx, dweight, dy, x, weight, epsilon));
@@ -140,10 +140,10 @@ static void timed_statistics(struct device *d, float *statistics, struct tensor 
     TIMED(OP_HEAD, inner->head_statistics(d, statistics, logits, target));
 }
 
-static void timed_gradient(struct device *d, struct tensor logits, const float *statistics,
-                           const int64_t *target, const float *coefficient)
+static void timed_gradient(struct device *d, struct tensor dlogits, struct tensor logits,
+                           const float *statistics, const int64_t *target, const float *coefficient)
 {
-    TIMED(OP_HEAD, inner->head_gradient(d, logits, statistics, target, coefficient));
+    TIMED(OP_HEAD, inner->head_gradient(d, dlogits, logits, statistics, target, coefficient));
 }
 
 static void timed_copy(struct device *d, void *to, const void *from, size_t bytes)
@@ -156,15 +156,15 @@ static void timed_zero(struct device *d, void *memory, size_t bytes)
     TIMED(OP_MEMORY, inner->zero(d, memory, bytes));
 }
 
-static void timed_squares(struct device *d, double *result, const float *x, int64_t count)
+static void timed_squares(struct device *d, double *result, struct tensor x)
 {
-    TIMED(OP_OPTIMISER, inner->sum_squares(d, result, x, count));
+    TIMED(OP_OPTIMISER, inner->sum_squares(d, result, x));
 }
 
 static void timed_adamw(struct device *d, const struct adamw_piece *pieces, int64_t count,
-                        const struct adamw *settings)
+                        const struct adamw *settings, const double *norm)
 {
-    TIMED(OP_OPTIMISER, inner->adamw(d, pieces, count, settings));
+    TIMED(OP_OPTIMISER, inner->adamw(d, pieces, count, settings, norm));
 }
 
 static const struct ops *timed_ops(const struct ops *ops)
@@ -223,15 +223,16 @@ static double quantile(double *values, int count, double q)
     return values[(int)(q * (count - 1) + 0.5)];
 }
 
-static void must(enum status status)
-{
-    REQUIRE(status == STATUS_OK, "%s", status_sentence());
-}
-
 struct options {
     const char *model, *data;
     int64_t pairs, steps, warmup;
+    bool random;
 };
+
+static enum dtype dtype_of(const char *name)
+{
+    return !strcmp(name, "bfloat16") ? DTYPE_BFLOAT : DTYPE_FLOAT;
+}
 
 static struct options parse(int argc, char **argv, struct settings *s)
 {
@@ -254,6 +255,16 @@ static struct options parse(int argc, char **argv, struct settings *s)
             s->gradient_checkpointing = atoi(value) != 0;
         else if (!strcmp(key, "--logits_megabytes"))
             s->logits_megabytes = atoll(value);
+        else if (!strcmp(key, "--device"))
+            s->device = argv[i + 1];
+        else if (!strcmp(key, "--dtype"))
+            s->dtype = dtype_of(value) == DTYPE_BFLOAT ? WANTED_BFLOAT : WANTED_FLOAT;
+        else if (!strcmp(key, "--gradient_dtype"))
+            s->gradient_dtype = dtype_of(value);
+        else if (!strcmp(key, "--moment_dtype"))
+            s->moment_dtype = dtype_of(value);
+        else if (!strcmp(key, "--random"))
+            o.random = atoi(value) != 0;
         else
             DIE("unknown option %s", key);
     }
@@ -262,37 +273,43 @@ static struct options parse(int argc, char **argv, struct settings *s)
     return o;
 }
 
-static void print_result(const struct engine *e, const struct options *o, double *seconds, double *rates,
-                         const struct tally *tally, double loss)
+/* What only a device that is done when an op returns can tell. */
+static void print_shares(const double *seconds, double *rates, int steps, double median)
 {
-    int steps = (int)o->steps;
-    double median = quantile(seconds, steps, 0.5), rate = quantile(rates, steps, 0.5), other = 0;
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    char *table = arena_table(&e->arena);
-    printf("{\"threads\": %d, \"parameters\": %lld, \"pairs\": %lld, \"steps\": %d,\n", e->threads,
-           (long long)config_parameters(&e->config), (long long)o->pairs, steps);
-    printf(" \"step_seconds\": {\"median\": %.4f, \"p20\": %.4f, \"p80\": %.4f},\n", median,
-           quantile(seconds, steps, 0.2), quantile(seconds, steps, 0.8));
-    printf(" \"loss\": %.9g, \"tokens_per_second\": %.1f, \"packed_tokens_per_second\": %.1f,\n", loss,
-           tally->sum[TALLY_TOKENS] / median, tally->sum[TALLY_PACKED] / median);
-    printf(" \"gflop_per_step\": %.2f, \"gflop_per_second\": %.1f, \"sgemm_gflop_per_second\": %.1f, "
-           "\"share_of_sgemm\": %.4f,\n",
-           flops / (double)steps / 1e9, flops / (double)steps / median / 1e9, rate / 1e9,
-           flops / (double)steps / median / rate);
-    printf(" \"seconds_by_operation\": {");
+    double rate = quantile(rates, steps, 0.5), other = 0, mean = 0;
+    printf(" \"sgemm_gflop_per_second\": %.1f, \"share_of_sgemm\": %.4f,\n \"seconds_by_operation\": {",
+           rate / 1e9, flops / (double)steps / median / rate);
     for (int i = 0; i < OP_COUNT; i++) {
         printf("\"%s\": %.4f, ", op_names[i], op_seconds[i] / steps);
         other += op_seconds[i] / steps;
     }
-    double mean = 0;
     for (int i = 0; i < steps; i++)
         mean += seconds[i] / steps;
     printf("\"rest\": %.4f},\n \"head_other_than_matmul_share\": %.4f,\n", mean - other,
            op_seconds[OP_HEAD] / steps / mean);
+}
+
+static void print_result(const struct engine *e, const struct options *o, double *seconds, double *rates,
+                         const struct tally *tally, double loss)
+{
+    int steps = (int)o->steps;
+    double median = quantile(seconds, steps, 0.5);
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    char *table = arena_table(&e->arena), *device = engine_describe(e);
+    printf("{\"device\": \"%s\", \"threads\": %d, \"parameters\": %lld, \"pairs\": %lld, \"steps\": %d,\n",
+           device, e->threads, (long long)config_parameters(&e->config), (long long)o->pairs, steps);
+    printf(" \"step_seconds\": {\"median\": %.4f, \"p20\": %.4f, \"p80\": %.4f},\n", median,
+           quantile(seconds, steps, 0.2), quantile(seconds, steps, 0.8));
+    printf(" \"loss\": %.9g, \"tokens_per_second\": %.1f, \"packed_tokens_per_second\": %.1f,\n", loss,
+           tally->sum[TALLY_TOKENS] / median, tally->sum[TALLY_PACKED] / median);
+    printf(" \"gflop_per_step\": %.2f, \"gflop_per_second\": %.1f,\n", flops / (double)steps / 1e9,
+           flops / (double)steps / median / 1e9);
+    if (e->ops->on_host) print_shares(seconds, rates, steps, median);
     printf(" \"planned_mib\": %.1f, \"peak_rss_mib\": %.1f, \"arena\": \"%s\"}\n",
            (double)e->arena.bytes / 0x1p20, (double)usage.ru_maxrss / 1024, table);
     free(table);
+    free(device);
 }
 
 int main(int argc, char **argv)
@@ -309,27 +326,9 @@ int main(int argc, char **argv)
                          .device = device};
     struct options o = parse(argc, argv, &s);
     s.model_name_or_path = text_copy(o.model);
-    struct comm comm;
-    struct groups groups;
-    struct engine e;
-    struct optimiser optimiser;
-    struct order order;
-    char fingerprint[65];
-    must(comm_open(&comm));
-    must(groups_open(&groups, o.data));
-    must(engine_open(&e, &comm, &s, s.gradient_checkpointing ? MODEL_RECOMPUTE : MODEL_TRAIN,
-                     batch_measure(&groups, o.pairs)));
-    optimiser_open(&optimiser, &e.arena, &comm, &e.model, 1);
-    must(engine_place(&e));
-    optimiser_prepare(&optimiser);
-    must(engine_load(&e, o.model, fingerprint));
-    order_open(&order, &groups, o.pairs, 42, false);
-
-    struct completion_sums *sums = allocate(groups.completion_count, sizeof *sums);
-    double *reference = allocate(groups.completion_count, sizeof *reference);
-    must(engine_score(&e, &order, 0, order_steps_per_epoch(&order), o.pairs, NULL, "reference", sums));
-    for (int64_t i = 0; i < groups.completion_count; i++)
-        reference[i] = sums[i].logp;
+    struct trial trial;
+    trial_open(&trial, &s, o.data, o.random ? NULL : o.model, o.pairs, o.pairs);
+    struct engine *e = &trial.engine;
 
     float *a = allocate(ROWS * INNER, sizeof *a), *b = allocate(COLS * INNER, sizeof *b),
           *c = allocate(ROWS * COLS, sizeof *c);
@@ -339,44 +338,29 @@ int main(int argc, char **argv)
         b[i] = (float)(i % 11) - 5;
     double *seconds = allocate(o.steps, sizeof *seconds), *rates = allocate(o.steps, sizeof *rates),
            first_loss = 0;
-    struct trainer trainer = {.engine = &e,
-                              .optimiser = &optimiser,
-                              .groups = &groups,
-                              .order = &order,
-                              .reference = reference,
-                              .micro = o.pairs,
-                              .total_steps = o.warmup + o.steps};
     struct step_result result;
-    trainer_open(&trainer, false);
-    vocabulary = e.config.vocabulary;
-    e.ops = e.model.ops = timed_ops(e.ops);
+    vocabulary = e->config.vocabulary;
+    e->ops = e->model.ops = timed_ops(e->ops);
     for (int64_t step = 0; step < o.warmup + o.steps; step++) {
         if (step == o.warmup) {
             memset(op_seconds, 0, sizeof op_seconds);
             flops = 0;
         }
         double start = omp_get_wtime();
-        must(train_step(&trainer, step, &result));
+        must(train_step(&trial.trainer, step, &result));
         double end = omp_get_wtime();
         if (step == 0) first_loss = tally_loss(&result.tally, &s.objective);
         if (step < o.warmup) continue;
         seconds[step - o.warmup] = end - start;
-        rates[step - o.warmup] = library_rate(a, b, c);
+        if (e->ops->on_host) rates[step - o.warmup] = library_rate(a, b, c);
     }
-    print_result(&e, &o, seconds, rates, &result.tally, first_loss);
-    e.ops = e.model.ops = inner;
-    trainer_close(&trainer);
-    order_close(&order);
-    optimiser_close(&optimiser);
-    engine_close(&e);
-    groups_close(&groups);
-    comm_close(&comm);
+    print_result(e, &o, seconds, rates, &result.tally, first_loss);
+    e->ops = e->model.ops = inner;
+    trial_close(&trial);
     free(a);
     free(b);
     free(c);
     free(seconds);
     free(rates);
-    free(sums);
-    free(reference);
     return 0;
 }

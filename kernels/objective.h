@@ -150,6 +150,8 @@ OBJECTIVE_FUNCTION struct group_result objective_group(const struct objective *o
     result.loss *= result.weight;
     coefficient[0] *= result.weight;
     coefficient[1] *= result.weight;
+    /* A loss that is not finite must not leave a gradient that is: the step would be taken. */
+    if (!(fabs(result.loss) < HUGE_VAL)) coefficient[0] = coefficient[1] = NAN;
     return result;
 }
 

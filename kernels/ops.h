@@ -1,37 +1,32 @@
 /* The table of operations: everything a backend must be able to do, and all the arithmetic the program has.
  *
  * Each declaration states its line of algebra, the shapes, and for each argument whether it is read (in),
- * overwritten (out), read and overwritten (inout) or added into (acc). All calls are queued on the device's
- * one stream and return at once; only download() and sync() wait. Nothing here allocates but alloc(). Results
- * do not depend on the number of threads, and no sum runs in an order that changes from run to run. A shape
- * that does not fit is a bug: REQUIRE.
+ * overwritten (out), read and overwritten (inout) or added into (acc). All calls are queued on one of the
+ * device's queues and return at once; only download() and sync() wait. Nothing here allocates but alloc().
+ * Results do not depend on the number of threads, and no sum runs in an order that changes from run to run. A
+ * shape that does not fit is a bug: REQUIRE.
+ *
+ * Matrices are f32 or bf16 (`cpu`: f32 alone). Where nothing else is said the matrices of one call have one
+ * type, and a vector given as `const void *` has that type too; gradients of parameters (dweight, dbias, the
+ * c of an accumulating matmul, the dx of scatter_rows) may be f32 while the rest is bf16. Sums are carried in
+ * f32 or better and rounded once, when they are stored.
  *
  * Rows of a matrix stand for packed tokens. Linear layers store weights as Hugging Face does: [out, in]. */
 #ifndef WPO_KERNELS_OPS_H
 #define WPO_KERNELS_OPS_H
 
 #include "kernels/objective.h"
+#include "kernels/packing.h"
 #include "kernels/tensor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 struct device; /* a backend's own state: stream, threads, workspace */
 
-/* One run of tokens that attend to each other causally, and before that to the whole of a prefix run.
- * A prompt is a span without prefix; its completions are spans whose prefix is the prompt. Token i of the
- * span stands at position `position + i`, the prefix begins at position 0. */
-struct span {
-    int64_t start, count;
-    int64_t prefix_start, prefix_count;
-    int64_t position;
-};
-
-/* Where the groups of a packed batch stand. All pointers are host memory for `cpu`, device memory for `cuda`.
- */
-struct packing {
-    const struct span *spans;
-    const int64_t *group_spans; /* [groups + 1]: spans of group g are group_spans[g] .. group_spans[g+1]-1 */
-    int64_t span_count, group_count;
-    int64_t longest; /* tokens in the longest span plus its prefix */
-};
+/* What is queued on one queue runs in order; two queues run beside each other. `cpu` has but one. */
+enum queue { QUEUE_COMPUTE, QUEUE_EXCHANGE, QUEUES };
 
 struct attention_shape {
     int64_t heads, key_heads, head_size;
@@ -53,53 +48,82 @@ enum head_statistic {
     HEAD_STATISTICS /* = 8 floats, 32 bytes a token */
 };
 
-/* A contiguous run of parameters for the optimiser. */
+/* A contiguous run of parameters for the optimiser. f32 parameters are their own master; of bf16 parameters
+ * the master is parameter and low together (kernels/bfloat.h). */
 struct adamw_piece {
-    float *parameter, *moment, *variance; /* inout, [count] f32 */
-    const float *gradient;                /* in, [count] f32 */
+    void *parameter;         /* inout, [count] of settings->parameter_type */
+    int16_t *low;            /* inout, [count]; NULL where parameters are f32 */
+    void *moment, *variance; /* inout, [count] of settings->moment_type */
+    const void *gradient;    /* in, [count] of settings->gradient_type */
     int64_t count;
+    int64_t first; /* place of the first element in the model, for the random numbers */
     bool decay;
 };
 
-/* Decoupled weight decay (Loshchilov & Hutter 2019); gradient is multiplied by gradient_scale first
- * (clipping). m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2 p = p - rate (weight_decay p if decay) - rate (m /
- * (1-b1^step)) / (sqrt(v / (1-b2^step)) + epsilon) */
+/* Decoupled weight decay (Loshchilov & Hutter 2019). With the scale of clipping, s = max_norm / (norm + 1e-6)
+ * where norm > max_norm > 0 and else 1, g = s gradient:
+ *   m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
+ *   p = p - rate (weight_decay p if decay) - rate (m / (1-b1^step)) / (sqrt(v / (1-b2^step)) + epsilon)
+ * bf16 moments are rounded stochastically, by a hash of (seed, step, element): unbiased, and the same
+ * whichever rank does it. */
 struct adamw {
-    double rate, beta_first, beta_second, epsilon, weight_decay, gradient_scale;
-    int64_t step; /* 1 at the first update */
+    double rate, beta_first, beta_second, epsilon, weight_decay;
+    double max_norm; /* 0: no clipping */
+    int64_t step;    /* 1 at the first update */
+    uint64_t seed;
+    enum dtype parameter_type, moment_type, gradient_type;
 };
 
 struct ops {
     const char *name; /* "cpu", "cuda" */
+    /* Head sizes that attention takes: multiples of head_multiple up to head_limit (0: any). */
+    int64_t head_multiple, head_limit;
+    bool has_bfloat; /* computes in bf16 as well as in f32 */
+    bool on_host;    /* device memory is host memory, and ops are done when they return */
 
     /* -- the device and its memory ------------------------------------------------------------ */
 
+    /* How many devices there are; where none, *why tells the reason in a sentence (static storage). */
+    int (*count)(const char **why);
     /* Opens device `index`; threads > 0 fixes the number of CPU threads, 0 keeps the environment's. NULL on
      * failure, with the reason in *why (static storage). */
     struct device *(*open)(int index, int threads, const char **why);
     void (*close)(struct device *device);
+    /* For people: name, memory, driver. Owned by the device. */
+    const char *(*describe)(struct device *device);
     void *(*alloc)(struct device *device,
                    size_t bytes); /* 64-byte aligned, not cleared; NULL when there is no room */
     void (*free)(struct device *device, void *memory);
+    /* The host's memory may be changed as soon as it returns. */
     void (*upload)(struct device *device, void *to_device, const void *from_host, size_t bytes);
     void (*download)(struct device *device, void *to_host, const void *from_device, size_t bytes); /* waits */
     void (*copy)(struct device *device, void *to, const void *from, size_t bytes);
     void (*zero)(struct device *device, void *memory, size_t bytes);
     /* Every f32 in it becomes NaN: what is read before it is written shows. */
     void (*poison)(struct device *device, void *memory, size_t bytes);
-    void (*sync)(struct device *device);
+    void (*sync)(struct device *device); /* waits for all queues */
+
+    /* Ops are queued on this queue from now on. */
+    void (*use)(struct device *device, enum queue queue);
+    /* What is queued on `later` from now on starts after all that is queued on `earlier` so far. The host
+     * does not wait. */
+    void (*follow)(struct device *device, enum queue later, enum queue earlier);
+    /* Whether all that was queued has run; never waits. */
+    bool (*idle)(struct device *device, enum queue queue);
+    /* The backend's own handle of a queue, for libraries that queue work themselves; NULL for `cpu`. */
+    void *(*handle)(struct device *device, enum queue queue);
 
     /* -- linear algebra ----------------------------------------------------------------------- */
 
-    /* c (out, or acc if accumulate) [m,n] = op(a) op(b), op = transpose where asked. a, b in. c overlaps
-     * neither. */
+    /* c (out, or acc if accumulate) [m,n] = op(a) op(b), op = transpose where asked. a, b in, of one type; c
+     * of that type or f32. c overlaps neither. */
     void (*matmul)(struct device *device, struct tensor c, struct tensor a, bool transpose_a, struct tensor b,
                    bool transpose_b, bool accumulate);
 
     /* y (inout) [N,C] = y + 1 bias^T;  bias (in) [C] */
     void (*bias)(struct device *device, struct tensor y, const void *bias);
-    /* dbias (acc) [C] += column sums of dy (in) [N,C] */
-    void (*bias_grad)(struct device *device, void *dbias, struct tensor dy);
+    /* dbias (acc) [1,C] += column sums of dy (in) [N,C] */
+    void (*bias_grad)(struct device *device, struct tensor dbias, struct tensor dy);
 
     /* -- embedding and rows ------------------------------------------------------------------- */
 
@@ -116,8 +140,9 @@ struct ops {
     void (*rmsnorm)(struct device *device, struct tensor y, struct tensor sum, struct tensor x,
                     struct tensor r, const void *weight, float epsilon);
     /* With rstd = 1/sqrt(mean(x^2) + epsilon), per row:
-     *   dx (acc) += rstd (dy*w - x rstd^2 mean(x*dy*w));  dweight (acc) [C] += sum over rows of dy x rstd. */
-    void (*rmsnorm_grad)(struct device *device, struct tensor dx, void *dweight, struct tensor dy,
+     *   dx (acc) += rstd (dy*w - x rstd^2 mean(x*dy*w));  dweight (acc) [1,C] += sum over rows of dy x rstd.
+     */
+    void (*rmsnorm_grad)(struct device *device, struct tensor dx, struct tensor dweight, struct tensor dy,
                          struct tensor x, const void *weight, float epsilon);
 
     /* x (inout) [N, heads*D]: each head's halves (a, b) become (a cos - b sin, b cos + a sin), the angle of
@@ -151,10 +176,11 @@ struct ops {
      * once. */
     void (*head_statistics)(struct device *device, float *statistics, struct tensor logits,
                             const int64_t *target);
-    /* logits (inout) [T,V]: z becomes dz = coefficient_t (onehot(target) - softmax(z)), coefficient (in) f32
-     * [T]. */
-    void (*head_gradient)(struct device *device, struct tensor logits, const float *statistics,
-                          const int64_t *target, const float *coefficient);
+    /* dlogits (out) [T,V]: dz = coefficient_t (onehot(target) - softmax(z)), coefficient (in) f32 [T], logits
+     * (in) [T,V] = z. dlogits may be the logits' own memory, also where dlogits are bf16 and logits are f32,
+     * if every row begins where the logits' row begins (the stride in bytes is the same). */
+    void (*head_gradient)(struct device *device, struct tensor dlogits, struct tensor logits,
+                          const float *statistics, const int64_t *target, const float *coefficient);
     /* Sums of completion s over its tokens first[s] .. first[s+1]-1 of statistics, in order. sums (out) [S].
      */
     void (*head_sums)(struct device *device, struct completion_sums *sums, const float *statistics,
@@ -168,13 +194,24 @@ struct ops {
 
     /* -- optimiser ---------------------------------------------------------------------------- */
 
-    /* result (out) = sum of squares of x (in) f32 [count]; NaN and infinity show in it. */
-    void (*sum_squares)(struct device *device, double *result, const float *x, int64_t count);
+    /* result (out, device memory) = sum of squares of x (in) [1,n]; NaN and infinity show in it. */
+    void (*sum_squares)(struct device *device, double *result, struct tensor x);
+    /* norm (out, device memory) = sqrt(sum of squares[0..count-1] (in, device memory)), in order. */
+    void (*norm)(struct device *device, double *norm, const double *squares, int64_t count);
+    /* One update of all pieces (host memory, the same list every time; what they point to is the device's).
+     * norm (in, device memory): of the whole gradient; where it is not finite nothing changes. */
     void (*adamw)(struct device *device, const struct adamw_piece *pieces, int64_t piece_count,
-                  const struct adamw *settings);
+                  const struct adamw *settings, const double *norm);
+    /* y (out) [1,n] = sum over the rows of x (in) [R,n], in order; f32. y may be a row of x. */
+    void (*sum_rows)(struct device *device, struct tensor y, struct tensor x);
 };
 
-/* The backends that this build holds. */
+/* The backends. cuda_ops() is NULL in a build without CUDA. */
 const struct ops *cpu_ops(void);
+const struct ops *cuda_ops(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

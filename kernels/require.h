@@ -6,14 +6,25 @@
 #ifndef WPO_KERNELS_REQUIRE_H
 #define WPO_KERNELS_REQUIRE_H
 
+#ifdef __cplusplus
+extern "C" {
+#define FATAL_NORETURN [[noreturn]]
+#else
+#define FATAL_NORETURN _Noreturn
+#endif
+
 /* Called once after the line is printed, with the exit code. Must not return. NULL means _exit(code). */
 void fatal_handler_set(void (*handler)(int exit_code));
 
 /* The words that open every fatal line, for instance "rank 3 on node7". Copied; at most 127 bytes. */
 void fatal_name_set(const char *name);
 
-_Noreturn void fatal(const char *file, int line, const char *format, ...)
+FATAL_NORETURN void fatal(const char *file, int line, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+
+#ifdef __cplusplus
+}
+#endif
 
 #define DIE(...) fatal(__FILE__, __LINE__, __VA_ARGS__)
 #define REQUIRE(condition, ...)                                                                              \

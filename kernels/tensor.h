@@ -1,6 +1,6 @@
 /* A view of a matrix that some backend owns. Shapes use one alphabet everywhere: G groups, S completions,
  * N packed tokens, T scored tokens, C width, H query heads, K key heads, D head size, F hidden, V vocabulary,
- * L layers, R ranks; the gradient of x is dx. */
+ * L layers, R ranks; the gradient of x is dx. Compiled by C and by CUDA. */
 #ifndef WPO_KERNELS_TENSOR_H
 #define WPO_KERNELS_TENSOR_H
 
@@ -23,7 +23,8 @@ static inline size_t dtype_bytes(enum dtype type)
 
 static inline struct tensor tensor_of(void *data, enum dtype type, int64_t rows, int64_t cols)
 {
-    return (struct tensor){data, type, rows, cols, cols};
+    struct tensor t = {data, type, rows, cols, cols};
+    return t;
 }
 
 /* Rows first .. first+count-1. */

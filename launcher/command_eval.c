@@ -124,7 +124,7 @@ static enum status run(int argc, char **argv)
     TRY(options_parse_given(options, OPTION_COUNT(options), &chosen, given, argc, argv));
     const struct option *weighting = options_find(options, OPTION_COUNT(options), "weighting", 9);
     enum status status = keys_check_objective(&chosen.settings.objective, given[weighting - options], "");
-    if (status == STATUS_OK) status = keys_check_device(chosen.settings.device, "");
+    if (status == STATUS_OK) status = keys_check_device(&chosen.settings, "");
     if (status == STATUS_OK) {
         struct comm comm;
         status = comm_open(&comm);

@@ -21,44 +21,64 @@ static enum status from_root(struct comm *comm, enum status mine)
     return (enum status)status;
 }
 
-/* Rank 0's part before training: the folder, its files, the notes. */
-static enum status open_folder(const struct runfile *runfile, struct progress_log *log)
+/* Rank 0's part of a run: its folder and what the folder had before. */
+struct opening {
+    const struct runfile *runfile;
+    struct progress_log log;
+    char *before; /* run.yaml of the run that is resumed, or NULL */
+};
+
+static enum status write_folder(void *context)
 {
-    const struct settings *settings = &runfile->settings;
-    char *before = NULL;
-    TRY(run_folder_make(runfile, &before));
-    bool resumes = settings->resume_from_checkpoint != NULL;
-    enum status status =
-        progress_open(log, settings->output_dir, resumes, settings->log_pairs, STDERR_FILENO);
-    if (status != STATUS_OK) {
-        free(before);
-        return status;
-    }
-    char *opening = text_format("wpo %s: run folder %s", WPO_VERSION, settings->output_dir);
-    progress_record(log, opening);
-    free(opening);
-    for (int64_t i = 0; i < runfile->note_count; i++)
-        progress_note(log, runfile->notes[i]);
-    status = run_folder_write(runfile, before, log);
-    free(before);
+    struct opening *opening = context;
+    return run_folder_write(opening->runfile, opening->before, &opening->log);
+}
+
+/* The folder, its files, the notes. A new run writes run.yaml at once, so that the folder can be told from
+ * others; a resumed one keeps what it finds until nothing can refuse it any more. */
+static enum status open_folder(struct opening *opening)
+{
+    const struct settings *settings = &opening->runfile->settings;
+    struct progress_log *log = &opening->log;
+    TRY(run_folder_make(opening->runfile, &opening->before));
+    TRY(progress_open(log, settings->output_dir, settings->resume_from_checkpoint != NULL,
+                      settings->log_pairs, STDERR_FILENO));
+    char *sentence = text_format("wpo %s: run folder %s", WPO_VERSION, settings->output_dir);
+    progress_record(log, sentence);
+    free(sentence);
+    for (int64_t i = 0; i < opening->runfile->note_count; i++)
+        progress_note(log, opening->runfile->notes[i]);
+    enum status status = opening->before ? STATUS_OK : write_folder(opening);
     if (status != STATUS_OK) progress_close(log);
+    return status;
+}
+
+static enum status train_in(struct comm *comm, struct opening *opening)
+{
+    const struct runfile *runfile = opening->runfile;
+    TRY(from_root(comm, comm->rank == 0 ? open_folder(opening) : STATUS_OK));
+    struct report report = comm->rank == 0 ? progress_report(&opening->log) : progress_silence();
+    if (opening->before) {
+        report.opened = write_folder;
+        report.opening = opening;
+    }
+    enum status status = train_run(comm, &runfile->settings, runfile->text, &report);
+    if (comm->rank == 0) {
+        if (status != STATUS_OK) {
+            char *sentence = text_format("stopped: %s", status_sentence());
+            progress_record(&opening->log, sentence);
+            free(sentence);
+        }
+        progress_close(&opening->log);
+    }
     return status;
 }
 
 static enum status train(struct comm *comm, const struct runfile *runfile)
 {
-    struct progress_log log = {0};
-    TRY(from_root(comm, comm->rank == 0 ? open_folder(runfile, &log) : STATUS_OK));
-    struct report report = comm->rank == 0 ? progress_report(&log) : progress_silence();
-    enum status status = train_run(comm, &runfile->settings, runfile->text, &report);
-    if (comm->rank == 0) {
-        if (status != STATUS_OK) {
-            char *sentence = text_format("stopped: %s", status_sentence());
-            progress_record(&log, sentence);
-            free(sentence);
-        }
-        progress_close(&log);
-    }
+    struct opening opening = {.runfile = runfile};
+    enum status status = train_in(comm, &opening);
+    free(opening.before);
     return status;
 }
 

@@ -1,5 +1,6 @@
 #include "launcher/commands.h"
 
+#include "kernels/ops.h"
 #include "runtime/comm.h"
 
 #include <errno.h>
@@ -49,11 +50,7 @@ void commands_help(FILE *stream, const struct command *command)
 
 static void print_version(void)
 {
-#ifdef WPO_CUDA
-    const char *backends = "cpu, cuda";
-#else
-    const char *backends = "cpu";
-#endif
+    const char *backends = cuda_ops() ? "cpu, cuda" : "cpu";
     printf("wpo %s\nbackends: %s\nbuilt with: MPI, parallel HDF5, oneDNN, jansson, libyaml, OpenSSL; "
            "compiler %s\n",
            WPO_VERSION, backends, __VERSION__);

@@ -56,6 +56,7 @@ enum status inspect_checkpoint(const char *folder, struct page *page)
     page_text(page, "seed", seed);
     free(seed);
     page_text(page, "model_fingerprint", state->model_fingerprint);
+    page_text(page, "reference_fingerprint", state->reference_fingerprint);
     page_text(page, "data_fingerprint", state->data_fingerprint);
     page_flag(page, "optimizer", manifest.optimizer);
     page_integer(page, "bytes", bytes);

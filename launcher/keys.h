@@ -32,13 +32,17 @@
     {"threads", OPTION_INTEGER, KEY(fields, threads), "0", 0, 4096, NULL, NULL, \
      "CPU threads of a rank; 0: the ranks of a host share its cores", false, false}, \
     {"device", OPTION_TEXT, KEY(fields, device), "auto", 0, 0, "auto|cpu|cuda", NULL, \
-     "auto: cuda where this build and the host have it, else cpu", false, false}
+     "auto: cuda where this build and the host have it, else cpu", false, false}, \
+    {"dtype", OPTION_CHOICE, KEY(fields, dtype), "auto", 0, 0, "auto|float32|bfloat16", NULL, \
+     "of parameters and activations; auto: bfloat16 on cuda, float32 on cpu. Masters are float32 always", false, false}, \
+    {"ddp_timeout", OPTION_INTEGER, KEY(fields, ddp_timeout), "600", 0, 1e7, NULL, NULL, \
+     "seconds that ranks wait for one that does not come before the run ends; 0: forever", false, false}
 #define KEY_EVAL_BATCH(fields) \
     {"per_device_eval_batch_size", OPTION_INTEGER, KEY(fields, per_device_eval_batch_size), "8", 1, 1e6, NULL, NULL, \
      "groups (pairs) that a rank evaluates at a time", false, false}
 /* clang-format on */
 
-enum { RUN_KEYS = 42 }; /* as many as the table has rows: a test checks that none is missing */
+enum { RUN_KEYS = 48 }; /* as many as the table has rows: a test checks that none is missing */
 extern const struct option run_keys[RUN_KEYS];
 
 /* Other names of a key, read with a note. NULL when the name is none. */
@@ -64,7 +68,7 @@ bool words_hold(const char *words, const char *word);
 enum status keys_check(struct runfile *runfile, const bool *given, const char *where);
 /* The part of it that concerns the objective; for `wpo eval` too. */
 enum status keys_check_objective(struct objective *objective, bool weighting_given, const char *where);
-enum status keys_check_device(const char *device, const char *where);
+enum status keys_check_device(const struct settings *settings, const char *where);
 
 /* Keeps a sentence among runfile->notes, unless there are too many. */
 void runfile_note(struct runfile *runfile, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -1,3 +1,4 @@
+#include "kernels/ops.h"
 #include "launcher/keys.h"
 
 #include <stdlib.h>
@@ -40,18 +41,19 @@ enum status keys_check_objective(struct objective *objective, bool weighting_giv
     return check_weighting(objective, weighting_given, where);
 }
 
-enum status keys_check_device(const char *device, const char *where)
+enum status keys_check_device(const struct settings *settings, const char *where)
 {
-#ifndef WPO_CUDA
-    if (!strcmp(device, "cuda")) {
+    if (!strcmp(settings->device, "cuda") && !cuda_ops())
         return fail_usage(
             "%sdevice is cuda, but this wpo was built without CUDA; build it where nvcc is found, or set "
             "device to cpu",
             where);
-    }
-#else
-    (void)device, (void)where;
-#endif
+    if (!strcmp(settings->device, "cpu") && settings->dtype == WANTED_BFLOAT)
+        return fail_usage("%sdtype is bfloat16, but device cpu computes in float32; set dtype to auto",
+                          where);
+    if (settings->dtype == WANTED_FLOAT && settings->gradient_dtype == DTYPE_BFLOAT)
+        return fail_usage(
+            "%sgradient_dtype is bfloat16, but dtype is float32; set both to bfloat16 or leave both", where);
     return STATUS_OK;
 }
 
@@ -164,5 +166,5 @@ enum status keys_check(struct runfile *runfile, const bool *given, const char *w
     TRY(check_length(&runfile->settings, where));
     TRY(check_evaluation(runfile, given, where));
     TRY(check_saving(runfile, where));
-    return keys_check_device(runfile->settings.device, where);
+    return keys_check_device(&runfile->settings, where);
 }

@@ -331,7 +331,11 @@ static void report_pair(void *context, const struct pair_record *pair)
 
 struct report progress_report(struct progress_log *log)
 {
-    return (struct report){log, report_note, report_progress, report_metrics, report_pair};
+    return (struct report){.context = log,
+                           .note = report_note,
+                           .progress = report_progress,
+                           .metrics = report_metrics,
+                           .pair = report_pair};
 }
 
 /* -- opening ---------------------------------------------------------------------------------- */
@@ -390,5 +394,8 @@ static void silent_pair(void *context, const struct pair_record *pair)
 
 struct report progress_silence(void)
 {
-    return (struct report){NULL, silent_note, silent_progress, silent_metrics, silent_pair};
+    return (struct report){.note = silent_note,
+                           .progress = silent_progress,
+                           .metrics = silent_metrics,
+                           .pair = silent_pair};
 }

@@ -61,6 +61,8 @@ struct batch_limits batch_limits_union(struct batch_limits a, struct batch_limit
         .scored = maximum(a.scored, b.scored),
         .longest = maximum(a.longest, b.longest),
         .group_scored = maximum(a.group_scored, b.group_scored),
+        .step_groups = maximum(a.step_groups, b.step_groups),
+        .step_completions = maximum(a.step_completions, b.step_completions),
     };
 }
 
@@ -81,6 +83,8 @@ void batch_open(struct batch *batch, struct arena *arena, struct batch_limits li
          sizeof(struct span)},
         {(void **)&batch->host.group_span, (void **)&batch->on_device.group_span, limits.groups + 1,
          sizeof(int64_t)},
+        {(void **)&batch->host.tile, (void **)&batch->on_device.tile,
+         packing_tiles_room(limits.tokens, limits.groups + limits.completions), sizeof(struct packing_tile)},
         {(void **)&batch->host.source, (void **)&batch->on_device.source, limits.scored, sizeof(int64_t)},
         {(void **)&batch->host.target, (void **)&batch->on_device.target, limits.scored, sizeof(int64_t)},
         {(void **)&batch->host.first, (void **)&batch->on_device.first, limits.completions + 1,
@@ -96,7 +100,7 @@ void batch_close(struct batch *batch)
 {
     void *owned[] = {batch->host.id,     batch->host.position, batch->host.span,  batch->host.group_span,
                      batch->host.source, batch->host.target,   batch->host.first, batch->group,
-                     batch->group_first, batch->completion};
+                     batch->host.tile,   batch->group_first,   batch->completion};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
         free(owned[i]);
     *batch = (struct batch){0};
@@ -151,6 +155,7 @@ void batch_pack(struct batch *batch, const struct groups *groups, const int64_t 
         batch->host.group_span[batch->groups] = batch->spans;
         batch->group_first[batch->groups] = batch->completions;
     }
+    batch->tiles = packing_cut(batch->host.tile, batch->host.span, batch->host.group_span, batch->groups);
     struct {
         void *to;
         const void *from;
@@ -160,6 +165,7 @@ void batch_pack(struct batch *batch, const struct groups *groups, const int64_t 
         {batch->on_device.position, batch->host.position, (size_t)batch->tokens * sizeof(int64_t)},
         {batch->on_device.span, batch->host.span, (size_t)batch->spans * sizeof(struct span)},
         {batch->on_device.group_span, batch->host.group_span, (size_t)(batch->groups + 1) * sizeof(int64_t)},
+        {batch->on_device.tile, batch->host.tile, (size_t)batch->tiles * sizeof(struct packing_tile)},
         {batch->on_device.source, batch->host.source, (size_t)batch->scored * sizeof(int64_t)},
         {batch->on_device.target, batch->host.target, (size_t)batch->scored * sizeof(int64_t)},
         {batch->on_device.first, batch->host.first, (size_t)(batch->completions + 1) * sizeof(int64_t)},
@@ -172,6 +178,8 @@ struct packing batch_packing(const struct batch *batch)
 {
     return (struct packing){.spans = batch->on_device.span,
                             .group_spans = batch->on_device.group_span,
+                            .tiles = batch->on_device.tile,
+                            .tile_count = batch->tiles,
                             .span_count = batch->spans,
                             .group_count = batch->groups,
                             .longest = batch->longest};

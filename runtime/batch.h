@@ -16,17 +16,21 @@ struct batch_limits {
     int64_t groups, completions, tokens, scored;
     int64_t longest;      /* tokens in a prompt with one completion */
     int64_t group_scored; /* scored tokens of the largest group */
+    /* Of all micro-batches of one step on one rank, whose results are read together; 0: of one micro-batch.
+     */
+    int64_t step_groups, step_completions;
 };
 
 /* Host and device hold the same arrays; the device's are for the kernels. */
 struct batch_arrays {
-    int64_t *id;         /* [N] token */
-    int64_t *position;   /* [N] in its sequence */
-    struct span *span;   /* [spans] */
-    int64_t *group_span; /* [G+1] */
-    int64_t *source;     /* [T] row that predicts scored token t */
-    int64_t *target;     /* [T] its token */
-    int64_t *first;      /* [S+1] scored tokens of completion s: first[s] .. first[s+1]-1 */
+    int64_t *id;               /* [N] token */
+    int64_t *position;         /* [N] in its sequence */
+    struct span *span;         /* [spans] */
+    int64_t *group_span;       /* [G+1] */
+    struct packing_tile *tile; /* [tiles] work of the attention kernels */
+    int64_t *source;           /* [T] row that predicts scored token t */
+    int64_t *target;           /* [T] its token */
+    int64_t *first;            /* [S+1] scored tokens of completion s: first[s] .. first[s+1]-1 */
 };
 
 struct batch {
@@ -34,8 +38,8 @@ struct batch {
     struct device *device;
     struct batch_limits limits;
     struct batch_arrays host, on_device;
-    int64_t groups, completions, tokens, scored, spans, longest; /* G S N T */
-    int64_t *group;                                              /* [G] index in the groups file */
+    int64_t groups, completions, tokens, scored, spans, tiles, longest; /* G S N T */
+    int64_t *group;                                                     /* [G] index in the groups file */
     int64_t *group_first; /* [G+1] completions of group g of this batch */
     int64_t *completion;  /* [S] index in the groups file */
 };

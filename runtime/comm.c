@@ -1,6 +1,7 @@
 #include "runtime/comm.h"
 
 #include "kernels/require.h"
+#include "runtime/watch.h"
 
 #include <limits.h>
 #include <mpi.h>
@@ -20,8 +21,8 @@ static long environment_number(const char *name)
 int comm_launched_rank(void)
 {
     /* The launcher nearest to the process first: mpirun may run inside a job of srun. */
-    static const char *const names[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK",
-                                        "SLURM_PROCID"};
+    static const char *const names[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK",
+                                        "MV2_COMM_WORLD_RANK", "SLURM_PROCID"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         long rank = environment_number(names[i]);
         if (rank >= 0) return (int)rank;
@@ -75,6 +76,7 @@ enum status comm_open(struct comm *comm)
 void comm_close(struct comm *comm)
 {
     (void)comm;
+    watch_close();
     fatal_handler_set(NULL);
     MPI_Finalize();
 }
@@ -88,12 +90,9 @@ _Noreturn void comm_abort(int exit_code)
 
 /* -- small collectives ------------------------------------------------------------------------ */
 
-enum status comm_agree(struct comm *comm, enum status mine)
+/* All ranks take the sentence of the first that has the worst status. */
+static void agree_on_sentence(struct comm *comm, int status, int worst)
 {
-    int status = (int)mine, worst;
-    MPI_Allreduce(&status, &worst, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
-    if (worst == STATUS_OK) return STATUS_OK;
-
     int candidate = status == worst ? comm->rank : INT_MAX, first;
     MPI_Allreduce(&candidate, &first, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD);
     int failed = status != STATUS_OK, failures;
@@ -109,16 +108,28 @@ enum status comm_agree(struct comm *comm, enum status mine)
     }
     MPI_Bcast(sentence, sizeof sentence, MPI_CHAR, first, MPI_COMM_WORLD);
     status_sentence_set(sentence);
+}
+
+enum status comm_agree(struct comm *comm, enum status mine)
+{
+    int status = (int)mine, worst;
+    watch_enter("agreement on status");
+    MPI_Allreduce(&status, &worst, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
+    if (worst != STATUS_OK) agree_on_sentence(comm, status, worst);
+    watch_leave();
     return (enum status)worst;
 }
 
 /* MPI_Allreduce may add in any order that suits the network; gathering and adding in rank order may not. */
-static void combine(struct comm *comm, double *values, int64_t count, void (*into)(double *sum, double value))
+static void combine(struct comm *comm, const char *what, double *values, int64_t count,
+                    void (*into)(double *sum, double value))
 {
     REQUIRE(count > 0 && count < INT_MAX / comm->size, "%lld values are too many for one reduction",
             (long long)count);
     double *all = allocate(count * comm->size, sizeof *all);
+    watch_enter(what);
     MPI_Allgather(values, (int)count, MPI_DOUBLE, all, (int)count, MPI_DOUBLE, MPI_COMM_WORLD);
+    watch_leave();
     for (int64_t i = 0; i < count; i++) {
         values[i] = all[i];
         for (int r = 1; r < comm->size; r++)
@@ -144,17 +155,17 @@ static void into_maximum(double *sum, double value)
 
 void comm_sum(struct comm *comm, double *values, int64_t count)
 {
-    combine(comm, values, count, into_sum);
+    combine(comm, "sum of metrics", values, count, into_sum);
 }
 
 void comm_minimum(struct comm *comm, double *values, int64_t count)
 {
-    combine(comm, values, count, into_minimum);
+    combine(comm, "minimum of metrics", values, count, into_minimum);
 }
 
 void comm_maximum(struct comm *comm, double *values, int64_t count)
 {
-    combine(comm, values, count, into_maximum);
+    combine(comm, "maximum of metrics", values, count, into_maximum);
 }
 
 /* MPI counts with int; larger messages go in pieces. */
@@ -163,38 +174,50 @@ static const size_t largest_message = (size_t)1 << 30;
 void comm_merge(struct comm *comm, double *values, int64_t count)
 {
     (void)comm;
+    watch_enter("merging of scores");
     for (int64_t done = 0; done < count; done += 1 << 24) {
         int piece = count - done < 1 << 24 ? (int)(count - done) : 1 << 24;
         MPI_Allreduce(MPI_IN_PLACE, values + done, piece, MPI_DOUBLE, MPI_SUM, MPI_COMM_WORLD);
     }
+    watch_leave();
 }
 
 void comm_broadcast(struct comm *comm, void *bytes, size_t count, int root)
 {
     (void)comm;
+    watch_enter("broadcast");
     for (size_t done = 0; done < count; done += largest_message) {
         size_t piece = count - done < largest_message ? count - done : largest_message;
         MPI_Bcast((char *)bytes + done, (int)piece, MPI_BYTE, root, MPI_COMM_WORLD);
     }
+    watch_leave();
 }
 
 void comm_gather_all(struct comm *comm, void *all, const void *mine, size_t count)
 {
     REQUIRE(count < largest_message / (size_t)comm->size, "%zu bytes are too many to gather", count);
-    MPI_Allgather(mine, (int)count, MPI_BYTE, all, (int)count, MPI_BYTE, MPI_COMM_WORLD);
+    bool in_place = mine == (const char *)all + (size_t)comm->rank * count;
+    watch_enter("gathering from all ranks");
+    MPI_Allgather(in_place ? MPI_IN_PLACE : mine, (int)count, MPI_BYTE, all, (int)count, MPI_BYTE,
+                  MPI_COMM_WORLD);
+    watch_leave();
 }
 
 void comm_barrier(struct comm *comm)
 {
     (void)comm;
+    watch_enter("barrier");
     MPI_Barrier(MPI_COMM_WORLD);
+    watch_leave();
 }
 
 bool comm_any(struct comm *comm, bool mine)
 {
     (void)comm;
     int flag = mine, any;
+    watch_enter("agreement on stopping");
     MPI_Allreduce(&flag, &any, 1, MPI_INT, MPI_LOR, MPI_COMM_WORLD);
+    watch_leave();
     return any != 0;
 }
 
@@ -280,7 +303,9 @@ void reduction_finish(struct reduction *reduction)
 {
     struct comm *comm = reduction->comm;
     REQUIRE(reduction->started, "a reduction is finished before it started");
+    watch_enter("gradient reduction");
     MPI_Waitall(reduction->request_count, reduction->requests, MPI_STATUSES_IGNORE);
+    watch_leave();
     reduction->started = false;
     if (comm->size == 1) return;
     float *share = reduction->vector + reduction->first;
@@ -296,8 +321,16 @@ void reduction_finish(struct reduction *reduction)
     }
 }
 
-void comm_share_all(struct comm *comm, float *vector, int64_t count)
+/* MPI counts with int: in elements, not in bytes, a bucket is small enough. */
+static MPI_Datatype type_of_size(size_t element)
 {
+    REQUIRE(element == 2 || element == 4 || element == 8, "no vector has elements of %zu bytes", element);
+    return element == 2 ? MPI_INT16_T : element == 4 ? MPI_INT32_T : MPI_INT64_T;
+}
+
+void comm_share_all(struct comm *comm, void *vector, int64_t count, size_t element)
+{
+    MPI_Datatype type = type_of_size(element);
     if (comm->size == 1) return;
     int *counts = allocate(comm->size, sizeof *counts), *offsets = allocate(comm->size, sizeof *offsets);
     REQUIRE(count < INT_MAX, "a bucket of %lld parameters is too large for one message", (long long)count);
@@ -307,7 +340,9 @@ void comm_share_all(struct comm *comm, float *vector, int64_t count)
         counts[r] = (int)length;
         offsets[r] = (int)first;
     }
-    MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, vector, counts, offsets, MPI_FLOAT, MPI_COMM_WORLD);
+    watch_enter("parameter exchange");
+    MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, vector, counts, offsets, type, MPI_COMM_WORLD);
+    watch_leave();
     free(counts);
     free(offsets);
 }

@@ -9,8 +9,8 @@
 
 enum family { FAMILY_LLAMA, FAMILY_MISTRAL, FAMILY_QWEN };
 
-/* ROPE_LLAMA is the rope_type "llama3": long wavelengths are stretched by `factor`, short ones kept, and those in
- * between blended. ROPE_LINEAR divides all positions by `factor`. */
+/* ROPE_LLAMA is the rope_type "llama3": long wavelengths are stretched by `factor`, short ones kept, and
+ * those in between blended. ROPE_LINEAR divides all positions by `factor`. */
 enum rope_type { ROPE_DEFAULT, ROPE_LINEAR, ROPE_LLAMA };
 
 struct rope {
@@ -38,10 +38,10 @@ struct config {
     bool qkv_bias; /* Qwen2 */
 };
 
-/* Reads and checks a config.json. What the program does not implement (another architecture, activation, rope type,
- * biases elsewhere, mixed sliding windows) is an error that names it; so is every size that is missing, not positive,
- * does not divide as it must, or would overflow. Accepts Transformers' older keys (rope_theta, rope_scaling,
- * torch_dtype) and its newer ones (rope_parameters, dtype). */
+/* Reads and checks a config.json. What the program does not implement (another architecture, activation, rope
+ * type, biases elsewhere, mixed sliding windows) is an error that names it; so is every size that is missing,
+ * not positive, does not divide as it must, or would overflow. Accepts Transformers' older keys (rope_theta,
+ * rope_scaling, torch_dtype) and its newer ones (rope_parameters, dtype). */
 enum status config_read(struct config *config, const char *path);
 /* The same from text; `name` stands for the file in messages. */
 enum status config_parse(struct config *config, const char *name, const char *text);

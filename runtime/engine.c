@@ -4,57 +4,34 @@
 #include "runtime/hash.h"
 #include "runtime/pretrained.h"
 #include "runtime/signals.h"
+#include "runtime/watch.h"
 
 #include <math.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-
-/* -- device ----------------------------------------------------------------------------------- */
-
-/* The processors this rank may use, divided by the ranks of the host that may use the same ones. The
- * environment's OMP_NUM_THREADS wins, and an explicit setting over that. */
-static int threads_for_rank(struct comm *comm, int64_t wanted)
-{
-    struct place {
-        cpu_set_t processors;
-        char host[64];
-    } mine = {0}, *all = allocate(comm->size, sizeof *all);
-    sched_getaffinity(0, sizeof mine.processors, &mine.processors);
-    memcpy(mine.host, comm->host, sizeof mine.host);
-    comm_gather_all(comm, all, &mine, sizeof mine);
-    int sharing = 0;
-    for (int r = 0; r < comm->size; r++)
-        sharing += !strcmp(all[r].host, mine.host) && CPU_EQUAL(&all[r].processors, &mine.processors);
-    free(all);
-    if (wanted > 0) return (int)wanted;
-    if (getenv("OMP_NUM_THREADS")) return 0;
-    int share = CPU_COUNT(&mine.processors) / sharing;
-    return share > 1 ? share : 1;
-}
-
-static enum status open_device(struct engine *engine, const struct settings *settings)
-{
-    if (!strcmp(settings->device, "cuda"))
-        return fail(
-            "device: cuda was asked for, and this build has no CUDA backend; use device: cpu or auto");
-    const char *why = NULL;
-    engine->threads = threads_for_rank(engine->comm, settings->threads);
-    engine->ops = cpu_ops();
-    engine->device = engine->ops->open(0, engine->threads, &why);
-    if (!engine->device) return fail("the %s device does not open: %s", engine->ops->name, why);
-    return STATUS_OK;
-}
 
 /* -- life ------------------------------------------------------------------------------------- */
+
+static enum status check_head_size(const struct engine *engine)
+{
+    const struct ops *ops = engine->ops;
+    int64_t size = engine->config.head_size;
+    if (!ops->head_limit || (size <= ops->head_limit && size % ops->head_multiple == 0)) return STATUS_OK;
+    return fail(
+        "%s: the model's attention heads are %lld wide, and the %s device takes multiples of %lld up to "
+        "%lld; set device: cpu",
+        engine->settings->model_name_or_path, (long long)size, ops->name, (long long)ops->head_multiple,
+        (long long)ops->head_limit);
+}
 
 enum status engine_open(struct engine *engine, struct comm *comm, const struct settings *settings,
                         enum model_mode mode, struct batch_limits limits)
 {
     *engine = (struct engine){.comm = comm, .settings = settings};
     TRY(comm_agree(comm, pretrained_config(&engine->config, settings->model_name_or_path)));
-    TRY(comm_agree(comm, open_device(engine, settings)));
+    TRY(watch_open(comm, (double)settings->ddp_timeout));
+    TRY(engine_open_device(engine));
+    TRY(check_head_size(engine));
     if (limits.longest > engine->config.positions)
         return fail(
             "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld; prepare the "
@@ -63,7 +40,8 @@ enum status engine_open(struct engine *engine, struct comm *comm, const struct s
     params_layout(&engine->params, &engine->config);
     arena_open(&engine->arena, engine->ops, engine->device);
     batch_open(&engine->batch, &engine->arena, limits);
-    model_open(&engine->model, &engine->arena, &engine->config, &engine->params, mode, limits);
+    model_open(&engine->model, &engine->arena, &engine->config, &engine->params, engine->precision, mode,
+               limits);
     head_open(&engine->head, &engine->arena, &engine->model, limits,
               (size_t)settings->logits_megabytes << 20);
     return STATUS_OK;
@@ -84,7 +62,9 @@ void engine_close(struct engine *engine)
         arena_close(&engine->arena);
         params_free(&engine->params);
     }
+    exchange_close(engine->exchange);
     if (engine->device) engine->ops->close(engine->device);
+    watch_close();
     *engine = (struct engine){0};
 }
 
@@ -128,29 +108,45 @@ static enum status read_model(struct engine *engine, const char *folder, float *
     return STATUS_OK;
 }
 
-enum status engine_load(struct engine *engine, const char *folder, char fingerprint[65])
+enum status engine_load(struct engine *engine, const char *folder, char fingerprint[65], float **values)
 {
     float *flat = allocate(engine->params.total, sizeof *flat);
     enum status status = comm_agree(engine->comm, read_model(engine, folder, flat, fingerprint));
     if (status == STATUS_OK) {
-        engine->ops->upload(engine->device, engine->model.parameters, flat,
-                            (size_t)engine->params.total * sizeof *flat);
+        model_put(&engine->model, flat);
         status = engine_same_parameters(engine, "after loading the model");
     }
-    free(flat);
+    if (values)
+        *values = flat;
+    else
+        free(flat);
     return status;
+}
+
+/* SHA-256 of the device's parameters, a piece at a time. */
+static void hash_parameters(struct engine *engine, char hex[HASH_HEX])
+{
+    enum { PIECE = 16 << 20 };
+    int64_t total = engine->params.total;
+    size_t size = dtype_bytes(engine->precision.compute);
+    char *piece = allocate(PIECE, size);
+    struct hash *hash = hash_begin();
+    for (int64_t first = 0; first < total; first += PIECE) {
+        int64_t count = total - first < PIECE ? total - first : PIECE;
+        engine->ops->download(engine->device, piece, model_run(&engine->model, first, count).data,
+                              (size_t)count * size);
+        hash_add(hash, piece, (size_t)count * size);
+    }
+    hash_end(hash, hex);
+    free(piece);
 }
 
 enum status engine_same_parameters(struct engine *engine, const char *when)
 {
     struct comm *comm = engine->comm;
     if (comm->size == 1) return STATUS_OK;
-    size_t bytes = (size_t)engine->params.total * sizeof(float);
     char mine[HASH_HEX], *all = allocate(comm->size, sizeof mine);
-    float *flat = allocate(engine->params.total, sizeof *flat);
-    engine->ops->download(engine->device, flat, engine->model.parameters, bytes);
-    hash_bytes(mine, flat, bytes);
-    free(flat);
+    hash_parameters(engine, mine);
     comm_gather_all(comm, all, mine, sizeof mine);
     int differing = 0, first = 0;
     for (int r = comm->size - 1; r > 0; r--) {

@@ -2,7 +2,7 @@
 #ifndef WPO_RUNTIME_ENGINE_H
 #define WPO_RUNTIME_ENGINE_H
 
-#include "runtime/comm.h"
+#include "runtime/exchange.h"
 #include "runtime/head.h"
 #include "runtime/order.h"
 #include "runtime/report.h"
@@ -13,6 +13,8 @@ struct engine {
     const struct settings *settings;
     const struct ops *ops;
     struct device *device;
+    struct exchange *exchange;
+    struct precision precision;
     int threads; /* of this rank; 0: as the environment says */
     struct config config;
     struct params params;
@@ -22,8 +24,9 @@ struct engine {
     struct head head;
 };
 
-/* Collective. Opens the device that settings->device names, reads the model's config, and measures memory for
- * batches within the limits. Wish for more, then call engine_place. */
+/* Collective. Opens the device that settings->device names and the way between the ranks' devices, starts the
+ * watchdog, reads the model's config, and measures memory for batches within the limits. Wish for more, then
+ * call engine_place. */
 enum status engine_open(struct engine *engine, struct comm *comm, const struct settings *settings,
                         enum model_mode mode, struct batch_limits limits);
 /* Collective. Allocates everything. */
@@ -31,8 +34,16 @@ enum status engine_place(struct engine *engine);
 void engine_close(struct engine *engine);
 
 /* Collective. Reads a model folder into the parameters of every rank; a failure on one is a failure on all.
- * Its shape must be the engine's. fingerprint (out) identifies its values. */
-enum status engine_load(struct engine *engine, const char *folder, char fingerprint[65]);
+ * Its shape must be the engine's. fingerprint (out) identifies its values. values (out, may be NULL): the
+ * parameters as f32, [params.total], to be freed by the caller. */
+enum status engine_load(struct engine *engine, const char *folder, char fingerprint[65], float **values);
+
+/* Collective. The part of engine_open that chooses and opens the device, and the way between the ranks'
+ * devices. */
+enum status engine_open_device(struct engine *engine);
+
+/* For people: "cuda 0 (NVIDIA H200, ...) in bfloat16". To be freed. */
+char *engine_describe(const struct engine *engine);
 
 /* Collective. Whether all ranks hold the same parameters; if not, an error that names the ranks that differ
  * from rank 0. */

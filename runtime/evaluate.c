@@ -16,14 +16,14 @@ static enum status score_models(struct engine *engine, struct order *order, cons
     int64_t steps = order_steps_per_epoch(order), count = order->groups->completion_count;
     char fingerprint[65];
     if (settings->ref_model_name_or_path) {
-        TRY(engine_load(engine, settings->ref_model_name_or_path, fingerprint));
+        TRY(engine_load(engine, settings->ref_model_name_or_path, fingerprint, NULL));
         TRY(engine_score(engine, order, 0, steps, settings->per_device_eval_batch_size, report, "reference",
                          sums));
         *reference = allocate(count, sizeof **reference);
         for (int64_t s = 0; s < count; s++)
             (*reference)[s] = sums[s].logp;
     }
-    TRY(engine_load(engine, settings->model_name_or_path, fingerprint));
+    TRY(engine_load(engine, settings->model_name_or_path, fingerprint, NULL));
     return engine_score(engine, order, 0, steps, settings->per_device_eval_batch_size, report, "eval", sums);
 }
 

@@ -10,22 +10,28 @@ void head_open(struct head *head, struct arena *arena, struct model *model, stru
     int64_t wanted = limits.scored < budget ? limits.scored : budget;
     *head = (struct head){.model = model, .limits = limits, .chunk = wanted > 16 ? wanted : 16};
     bool train = model->mode != MODEL_SCORE;
-    arena_want(arena, "head", (void **)&head->hidden, limits.scored * c->width, sizeof(float));
-    arena_want(arena, "head", (void **)&head->normed, limits.scored * c->width, sizeof(float));
+    size_t size = dtype_bytes(model->precision.compute);
+    int64_t completions = limits.completions, groups = limits.groups;
+    if (limits.step_completions > completions) completions = limits.step_completions;
+    if (limits.step_groups > groups) groups = limits.step_groups;
+    head->limits.step_completions = completions;
+    head->limits.step_groups = groups;
+    arena_want(arena, "head", &head->hidden, limits.scored * c->width, size);
+    arena_want(arena, "head", &head->normed, limits.scored * c->width, size);
     arena_want(arena, "logits", (void **)&head->logits, head->chunk * c->vocabulary, sizeof(float));
     arena_want(arena, "head", (void **)&head->statistics, limits.scored * HEAD_STATISTICS, sizeof(float));
-    arena_want(arena, "head", (void **)&head->sums, limits.completions, sizeof(struct completion_sums));
+    arena_want(arena, "head", (void **)&head->sums, completions, sizeof(struct completion_sums));
     if (!train) return;
-    arena_want(arena, "head", (void **)&head->dhidden, limits.scored * c->width, sizeof(float));
-    arena_want(arena, "head", (void **)&head->dnormed, limits.scored * c->width, sizeof(float));
+    arena_want(arena, "head", &head->dhidden, limits.scored * c->width, size);
+    arena_want(arena, "head", &head->dnormed, limits.scored * c->width, size);
     arena_want(arena, "head", (void **)&head->coefficient, limits.scored, sizeof(float));
-    arena_want(arena, "head", (void **)&head->results, limits.groups, sizeof(struct group_result));
+    arena_want(arena, "head", (void **)&head->results, groups, sizeof(struct group_result));
     arena_want(arena, "head", (void **)&head->reference, limits.completions, sizeof(double));
 }
 
-static struct tensor scored_rows(const struct head *head, float *data, int64_t scored)
+static struct tensor scored_rows(const struct head *head, void *data, int64_t scored)
 {
-    return tensor_of(data, DTYPE_FLOAT, scored, head->model->config->width);
+    return tensor_of(data, head->model->precision.compute, scored, head->model->config->width);
 }
 
 static struct tensor head_weight(const struct head *head)
@@ -42,8 +48,7 @@ static struct tensor norm_scored(struct head *head, const struct batch *batch, s
     struct tensor normed = scored_rows(head, head->normed, batch->scored);
     m->ops->gather_rows(m->device, hidden, stream, batch->on_device.source);
     m->ops->rmsnorm(m->device, normed, none, hidden, none,
-                    m->parameters + params_final_norm(m->params, m->config)->offset,
-                    (float)m->config->norm_epsilon);
+                    model_vector(m, params_final_norm(m->params, m->config)), (float)m->config->norm_epsilon);
     return normed;
 }
 
@@ -58,12 +63,6 @@ static struct tensor chunk_logits(struct head *head, const struct batch *batch, 
     m->ops->head_statistics(m->device, head->statistics + first * HEAD_STATISTICS, logits,
                             batch->on_device.target + first);
     return logits;
-}
-
-static void download_sums(struct head *head, const struct batch *batch, struct completion_sums *sums)
-{
-    struct model *m = head->model;
-    m->ops->download(m->device, sums, head->sums, (size_t)batch->completions * sizeof *sums);
 }
 
 /* A run of whole groups: completions and scored tokens of groups group .. group + groups - 1. */
@@ -106,7 +105,16 @@ void head_score(struct head *head, const struct batch *batch, struct tensor stre
             chunk_logits(head, batch, normed, c.first + done, piece_of(head, &c, done));
     }
     m->ops->head_sums(m->device, head->sums, head->statistics, batch->on_device.first, batch->completions);
-    download_sums(head, batch, sums);
+    m->ops->download(m->device, sums, head->sums, (size_t)batch->completions * sizeof *sums);
+}
+
+/* The gradient of a chunk of logits takes their place: rows begin where they began, whatever its type. */
+static struct tensor dlogits_of(const struct head *head, struct tensor logits)
+{
+    struct tensor dlogits = logits;
+    dlogits.type = head->model->precision.compute;
+    dlogits.stride *= (int64_t)(dtype_bytes(logits.type) / dtype_bytes(dlogits.type));
+    return dlogits;
 }
 
 /* From logits to the gradients of the normed rows and of the head's matrix. */
@@ -116,11 +124,12 @@ static void chunk_backward(struct head *head, const struct batch *batch, struct 
     struct model *m = head->model;
     const struct parameter *p = params_head(m->params, m->config);
     struct tensor dnormed = scored_rows(head, head->dnormed, batch->scored);
-    m->ops->head_gradient(m->device, logits, head->statistics + first * HEAD_STATISTICS,
+    struct tensor dlogits = dlogits_of(head, logits);
+    m->ops->head_gradient(m->device, dlogits, logits, head->statistics + first * HEAD_STATISTICS,
                           batch->on_device.target + first, head->coefficient + first);
-    m->ops->matmul(m->device, tensor_rows(dnormed, first, logits.rows), logits, false, head_weight(head),
+    m->ops->matmul(m->device, tensor_rows(dnormed, first, logits.rows), dlogits, false, head_weight(head),
                    false, false);
-    m->ops->matmul(m->device, model_matrix_gradient(m, p, p->rows), logits, true,
+    m->ops->matmul(m->device, model_matrix_gradient(m, p, p->rows), dlogits, true,
                    tensor_rows(normed, first, logits.rows), false, true);
 }
 
@@ -130,22 +139,54 @@ static void chunk_objective(struct head *head, const struct batch *batch, const 
 {
     struct model *m = head->model;
     const int64_t *first = batch->on_device.first + c->completion;
-    m->ops->head_sums(m->device, head->sums + c->completion, head->statistics, first, c->completions);
-    m->ops->objective(m->device, head->results + c->group, head->coefficient, head->sums + c->completion,
+    struct completion_sums *sums = head->sums + head->completions + c->completion;
+    m->ops->head_sums(m->device, sums, head->statistics, first, c->completions);
+    m->ops->objective(m->device, head->results + head->groups + c->group, head->coefficient, sums,
                       objective_uses_reference(objective->loss_type) ? head->reference + c->completion : NULL,
                       first, c->groups, objective_group_size(objective->loss_type), objective, scale);
 }
 
-void head_train(struct head *head, const struct batch *batch, struct tensor stream,
-                const struct objective *objective, const double *reference, double scale,
-                struct completion_sums *sums, struct group_result *results)
+void head_begin(struct head *head)
+{
+    head->completions = head->groups = 0;
+}
+
+void head_take(struct head *head, struct completion_sums *sums, struct group_result *results)
+{
+    struct model *m = head->model;
+    m->ops->download(m->device, sums, head->sums, (size_t)head->completions * sizeof *sums);
+    m->ops->download(m->device, results, head->results, (size_t)head->groups * sizeof *results);
+}
+
+/* From the gradient of the normed rows to that of the stream. */
+static void hidden_backward(struct head *head, const struct batch *batch)
 {
     struct model *m = head->model;
     const struct ops *ops = m->ops;
     struct device *d = m->device;
+    struct tensor dhidden = scored_rows(head, head->dhidden, batch->scored),
+                  dstream = model_dstream(m, batch);
+    const struct parameter *norm = params_final_norm(m->params, m->config);
+    ops->zero(d, dhidden.data, (size_t)(dhidden.rows * dhidden.cols) * dtype_bytes(dhidden.type));
+    ops->rmsnorm_grad(d, dhidden, model_vector_gradient(m, norm, norm->cols),
+                      scored_rows(head, head->dnormed, batch->scored),
+                      scored_rows(head, head->hidden, batch->scored), model_vector(m, norm),
+                      (float)m->config->norm_epsilon);
+    ops->zero(d, dstream.data, (size_t)(dstream.rows * dstream.cols) * dtype_bytes(dstream.type));
+    ops->scatter_rows(d, dstream, dhidden, batch->on_device.source);
+}
+
+void head_train(struct head *head, const struct batch *batch, struct tensor stream,
+                const struct objective *objective, const double *reference, double scale)
+{
+    struct model *m = head->model;
     REQUIRE(batch->completions == batch->groups * objective_group_size(objective->loss_type),
             "a batch holds groups of another size than the objective's");
-    if (reference) ops->upload(d, head->reference, reference, (size_t)batch->completions * sizeof *reference);
+    REQUIRE(head->completions + batch->completions <= head->limits.step_completions &&
+                head->groups + batch->groups <= head->limits.step_groups,
+            "a step has more groups than was measured");
+    if (reference)
+        m->ops->upload(m->device, head->reference, reference, (size_t)batch->completions * sizeof *reference);
 
     struct tensor normed = norm_scored(head, batch, stream);
     struct chunk c;
@@ -168,17 +209,7 @@ void head_train(struct head *head, const struct batch *batch, struct tensor stre
         }
     }
 
-    struct tensor dhidden = scored_rows(head, head->dhidden, batch->scored),
-                  dstream = model_dstream(m, batch);
-    const struct parameter *norm = params_final_norm(m->params, m->config);
-    ops->zero(d, dhidden.data, (size_t)(dhidden.rows * dhidden.cols) * sizeof(float));
-    ops->rmsnorm_grad(d, dhidden, m->gradients + norm->offset,
-                      scored_rows(head, head->dnormed, batch->scored),
-                      scored_rows(head, head->hidden, batch->scored), m->parameters + norm->offset,
-                      (float)m->config->norm_epsilon);
-    ops->zero(d, dstream.data, (size_t)(dstream.rows * dstream.cols) * sizeof(float));
-    ops->scatter_rows(d, dstream, dhidden, batch->on_device.source);
-
-    download_sums(head, batch, sums);
-    ops->download(d, results, head->results, (size_t)batch->groups * sizeof *results);
+    hidden_backward(head, batch);
+    head->completions += batch->completions;
+    head->groups += batch->groups;
 }

@@ -9,17 +9,18 @@
 struct head {
     struct model *model;
     struct batch_limits limits;
-    int64_t chunk;                /* rows of the logits buffer */
-    float *hidden;                /* [T, C] the rows that predict, gathered from the stream */
-    float *normed;                /* [T, C] */
-    float *dhidden;               /* [T, C] */
-    float *dnormed;               /* [T, C] */
-    float *logits;                /* [chunk, V] */
-    float *statistics;            /* [T, HEAD_STATISTICS] */
-    float *coefficient;           /* [T] */
-    struct completion_sums *sums; /* [S] device */
-    struct group_result *results; /* [G] device */
-    double *reference;            /* [S] device */
+    int64_t chunk;      /* rows of the logits buffer */
+    void *hidden;       /* [T, C] the rows that predict, gathered from the stream */
+    void *normed;       /* [T, C] */
+    void *dhidden;      /* [T, C] */
+    void *dnormed;      /* [T, C] */
+    float *logits;      /* [chunk, V] f32, whatever the model computes in: bf16 would be off by up to 2^-8 |z| */
+    float *statistics;  /* [T, HEAD_STATISTICS] */
+    float *coefficient; /* [T] */
+    double *reference;  /* [S] device */
+    struct completion_sums *sums; /* [S of a step] device: of the micro-batches since head_begin */
+    struct group_result *results; /* [G of a step] device */
+    int64_t completions, groups;  /* of them that are filled */
 };
 
 /* Wishes for memory; logits take up to logits_bytes, but room for 16 rows at least. */
@@ -30,12 +31,18 @@ void head_open(struct head *head, struct arena *arena, struct model *model, stru
 void head_score(struct head *head, const struct batch *batch, struct tensor stream,
                 struct completion_sums *sums);
 
+/* Forgets the results so far; at the beginning of a step. */
+void head_begin(struct head *head);
+
 /* Log-probabilities, weights, loss and gradient in one pass: every group of the batch must have the
- * objective's size. reference [S] host, nats. scale multiplies every loss (1 / groups or tokens of the global
- * batch). Adds to the gradients of head and final norm, fills model_dstream(), and gives back sums [S] and
- * results [G] on the host. */
+ * objective's size. reference [S] host, nats, may be changed afterwards. scale multiplies every loss (1 /
+ * groups or tokens of the global batch). Adds to the gradients of head and final norm, fills model_dstream(),
+ * and appends sums [S] and results [G] to those of the step. Nothing waits for the device. */
 void head_train(struct head *head, const struct batch *batch, struct tensor stream,
-                const struct objective *objective, const double *reference, double scale,
-                struct completion_sums *sums, struct group_result *results);
+                const struct objective *objective, const double *reference, double scale);
+
+/* Waits for the sums and results of all micro-batches since head_begin, in their order: host arrays as long
+ * as head->completions and head->groups. */
+void head_take(struct head *head, struct completion_sums *sums, struct group_result *results);
 
 #endif

@@ -78,6 +78,7 @@ static void put_state(struct json_value root, const struct checkpoint_state *sta
     free(seed);
     json_put_int(root, "tokens", state->tokens);
     json_put_text(root, "model_fingerprint", state->model_fingerprint);
+    json_put_text(root, "reference_fingerprint", state->reference_fingerprint);
     json_put_text(root, "data_fingerprint", state->data_fingerprint);
     json_put_text(root, "run_file", state->run_file ? state->run_file : "");
     json_put_text(root, "config", state->config ? state->config : "");
@@ -186,6 +187,7 @@ static enum status read_state(struct json_value root, struct checkpoint_state *s
     if (errno || !*seed || strspn(seed, "0123456789") != strlen(seed))
         return json_fail(json_key(root, "seed"), "is not a whole number");
     TRY(copy_hash(json_key(root, "model_fingerprint"), state->model_fingerprint));
+    TRY(copy_hash(json_key(root, "reference_fingerprint"), state->reference_fingerprint));
     TRY(copy_hash(json_key(root, "data_fingerprint"), state->data_fingerprint));
     TRY(copy_text(json_key(root, "run_file"), &state->run_file));
     return copy_text(json_key(root, "config"), &state->config);
@@ -290,6 +292,7 @@ static enum status read_root(struct json_value root, struct manifest *manifest, 
                                        "tokens",
                                        "config",
                                        "model_fingerprint",
+                                       "reference_fingerprint",
                                        "data_fingerprint",
                                        "run_file",
                                        "files",

@@ -1,5 +1,6 @@
 #include "runtime/model.h"
 
+#include "kernels/bfloat.h"
 #include "kernels/require.h"
 
 #include <math.h>
@@ -21,50 +22,65 @@ static struct attention_shape attention_shape(const struct config *config)
                                     .scale = (float)(1 / sqrt((double)config->head_size))};
 }
 
-static void want_floats(struct arena *arena, const char *name, float **where, int64_t count)
+/* An activation or parameter array in the type that the model computes in. */
+static void want(struct model *model, struct arena *arena, const char *name, void **where, int64_t count)
 {
-    arena_want(arena, name, (void **)where, count, sizeof(float));
+    arena_want(arena, name, where, count, dtype_bytes(model->precision.compute));
 }
 
-static void want_layer(struct arena *arena, struct layer_activations *layer, const struct config *config,
+static void want_layer(struct model *model, struct arena *arena, struct layer_activations *layer,
                        int64_t tokens)
 {
-    want_floats(arena, "activations", &layer->norm, tokens * config->width);
-    want_floats(arena, "activations", &layer->qkv, tokens * qkv_width(config));
-    want_floats(arena, "activations", &layer->attention, tokens * config->heads * config->head_size);
-    want_floats(arena, "activations", &layer->lse, tokens * config->heads);
-    want_floats(arena, "activations", &layer->middle, tokens * config->width);
-    want_floats(arena, "activations", &layer->mlp_norm, tokens * config->width);
-    want_floats(arena, "activations", &layer->gate_up, tokens * 2 * config->hidden);
-    want_floats(arena, "activations", &layer->product, tokens * config->hidden);
+    const struct config *config = model->config;
+    const char *name = "activations";
+    want(model, arena, name, &layer->norm, tokens * config->width);
+    want(model, arena, name, &layer->qkv, tokens * qkv_width(config));
+    want(model, arena, name, &layer->attention, tokens * config->heads * config->head_size);
+    arena_want(arena, name, (void **)&layer->lse, tokens * config->heads, sizeof(float));
+    want(model, arena, name, &layer->middle, tokens * config->width);
+    want(model, arena, name, &layer->mlp_norm, tokens * config->width);
+    want(model, arena, name, &layer->gate_up, tokens * 2 * config->hidden);
+    want(model, arena, name, &layer->product, tokens * config->hidden);
+}
+
+static void want_gradients(struct model *model, struct arena *arena, int64_t tokens)
+{
+    const struct config *config = model->config;
+    const char *name = "activation gradients";
+    arena_want(arena, "gradients", &model->gradients, model->params->total,
+               dtype_bytes(model->precision.gradient));
+    want(model, arena, name, &model->dstream, tokens * config->width);
+    want(model, arena, name, &model->dnorm, tokens * config->width);
+    want(model, arena, name, &model->dqkv, tokens * qkv_width(config));
+    want(model, arena, name, &model->dattention, tokens * config->heads * config->head_size);
+    want(model, arena, name, &model->dproduct, tokens * config->hidden);
+    arena_want(arena, name, &model->workspace, 1,
+               arena->ops->attention_workspace(arena->device, tokens, attention_shape(config)));
 }
 
 void model_open(struct model *model, struct arena *arena, const struct config *config,
-                const struct params *params, enum model_mode mode, struct batch_limits limits)
+                const struct params *params, struct precision precision, enum model_mode mode,
+                struct batch_limits limits)
 {
-    *model = (struct model){
-        .config = config, .params = params, .ops = arena->ops, .device = arena->device, .mode = mode};
+    *model = (struct model){.config = config,
+                            .params = params,
+                            .ops = arena->ops,
+                            .device = arena->device,
+                            .mode = mode,
+                            .precision = precision};
     int64_t tokens = limits.tokens, layers = config->layers;
     model->layers = allocate(layers, sizeof *model->layers);
     model->stream = allocate(layers + 1, sizeof *model->stream);
-    want_floats(arena, "parameters", &model->parameters, params->total);
+    want(model, arena, "parameters", &model->parameters, params->total);
     for (int64_t l = 0; l < (mode == MODEL_TRAIN ? layers : 1); l++)
-        want_layer(arena, &model->layers[l], config, tokens);
+        want_layer(model, arena, &model->layers[l], tokens);
     for (int64_t l = 0; l < (mode == MODEL_SCORE ? 2 : layers + 1); l++)
-        want_floats(arena, "activations", &model->stream[l], tokens * config->width);
-    want_floats(arena, "activations", &model->branch, tokens * config->width);
+        want(model, arena, "activations", &model->stream[l], tokens * config->width);
+    want(model, arena, "activations", &model->branch, tokens * config->width);
     model->rope_positions = limits.longest;
-    want_floats(arena, "tables", &model->rope_table, model->rope_positions * config->head_size);
-    if (mode == MODEL_SCORE) return;
-    want_floats(arena, "gradients", &model->gradients, params->total);
-    want_floats(arena, "activation gradients", &model->dstream, tokens * config->width);
-    want_floats(arena, "activation gradients", &model->dnorm, tokens * config->width);
-    want_floats(arena, "activation gradients", &model->dqkv, tokens * qkv_width(config));
-    want_floats(arena, "activation gradients", &model->dattention,
-                tokens * config->heads * config->head_size);
-    want_floats(arena, "activation gradients", &model->dproduct, tokens * config->hidden);
-    arena_want(arena, "activation gradients", &model->workspace, 1,
-               arena->ops->attention_workspace(arena->device, tokens, attention_shape(config)));
+    arena_want(arena, "tables", (void **)&model->rope_table, model->rope_positions * config->head_size,
+               sizeof(float));
+    if (mode != MODEL_SCORE) want_gradients(model, arena, tokens);
 }
 
 void model_rope_frequencies(const struct config *config, double *frequency)
@@ -124,20 +140,65 @@ void model_close(struct model *model)
 
 /* -- views ------------------------------------------------------------------------------------ */
 
+struct tensor model_run(const struct model *model, int64_t offset, int64_t count)
+{
+    enum dtype type = model->precision.compute;
+    return tensor_of((char *)model->parameters + (size_t)offset * dtype_bytes(type), type, 1, count);
+}
+
+struct tensor model_run_gradient(const struct model *model, int64_t offset, int64_t count)
+{
+    enum dtype type = model->precision.gradient;
+    return tensor_of((char *)model->gradients + (size_t)offset * dtype_bytes(type), type, 1, count);
+}
+
 struct tensor model_matrix(const struct model *model, const struct parameter *parameter, int64_t rows)
 {
-    return tensor_of(model->parameters + parameter->offset, DTYPE_FLOAT, rows, parameter->cols);
+    return tensor_of(model_run(model, parameter->offset, 0).data, model->precision.compute, rows,
+                     parameter->cols);
 }
 
 struct tensor model_matrix_gradient(const struct model *model, const struct parameter *parameter,
                                     int64_t rows)
 {
-    return tensor_of(model->gradients + parameter->offset, DTYPE_FLOAT, rows, parameter->cols);
+    return tensor_of(model_run_gradient(model, parameter->offset, 0).data, model->precision.gradient, rows,
+                     parameter->cols);
 }
 
-static struct tensor floats(float *data, int64_t rows, int64_t cols)
+const void *model_vector(const struct model *model, const struct parameter *parameter)
 {
-    return tensor_of(data, DTYPE_FLOAT, rows, cols);
+    return model_run(model, parameter->offset, parameter->count).data;
+}
+
+struct tensor model_vector_gradient(const struct model *model, const struct parameter *parameter,
+                                    int64_t cols)
+{
+    return model_run_gradient(model, parameter->offset, cols);
+}
+
+/* An activation [rows, cols]. */
+static struct tensor matrix(const struct model *model, void *data, int64_t rows, int64_t cols)
+{
+    return tensor_of(data, model->precision.compute, rows, cols);
+}
+
+void model_put(struct model *model, const float *flat)
+{
+    enum { PIECE = 1 << 20 };
+    int64_t total = model->params->total;
+    if (model->precision.compute == DTYPE_FLOAT) {
+        model->ops->upload(model->device, model->parameters, flat, (size_t)total * sizeof *flat);
+        return;
+    }
+    struct bfloat *piece = allocate(PIECE, sizeof *piece);
+    for (int64_t first = 0; first < total; first += PIECE) {
+        int64_t count = total - first < PIECE ? total - first : PIECE;
+        for (int64_t i = 0; i < count; i++)
+            piece[i] = master_high(flat[first + i]);
+        model->ops->upload(model->device, model_run(model, first, count).data, piece,
+                           (size_t)count * sizeof *piece);
+    }
+    free(piece);
 }
 
 /* The views of one layer over the tokens of one batch. Neighbouring matrices (q, k, v; gate, up) are one. */
@@ -152,15 +213,15 @@ static struct layer_views view_layer(const struct model *model, int64_t l, int64
     const struct config *c = model->config;
     const struct layer_activations *a = &model->layers[l];
     struct layer_views v = {
-        .input = floats(model->stream[l], tokens, c->width),
-        .norm = floats(a->norm, tokens, c->width),
-        .qkv = floats(a->qkv, tokens, qkv_width(c)),
-        .attention = floats(a->attention, tokens, c->heads * c->head_size),
-        .branch = floats(model->branch, tokens, c->width),
-        .middle = floats(a->middle, tokens, c->width),
-        .mlp_norm = floats(a->mlp_norm, tokens, c->width),
-        .gate_up = floats(a->gate_up, tokens, 2 * c->hidden),
-        .product = floats(a->product, tokens, c->hidden),
+        .input = matrix(model, model->stream[l], tokens, c->width),
+        .norm = matrix(model, a->norm, tokens, c->width),
+        .qkv = matrix(model, a->qkv, tokens, qkv_width(c)),
+        .attention = matrix(model, a->attention, tokens, c->heads * c->head_size),
+        .branch = matrix(model, model->branch, tokens, c->width),
+        .middle = matrix(model, a->middle, tokens, c->width),
+        .mlp_norm = matrix(model, a->mlp_norm, tokens, c->width),
+        .gate_up = matrix(model, a->gate_up, tokens, 2 * c->hidden),
+        .product = matrix(model, a->product, tokens, c->hidden),
         .attention_norm = params_layer(model->params, c, l, LAYER_NORM),
         .mlp_norm_weight = params_layer(model->params, c, l, LAYER_MLP_NORM),
         .query = params_layer(model->params, c, l, LAYER_QUERY),
@@ -188,12 +249,12 @@ static void layer_activate(struct model *model, const struct layer_views *v, flo
     const struct config *c = model->config;
     float epsilon = (float)c->norm_epsilon;
     ops->matmul(d, v->qkv, v->norm, false, v->qkv_weight, true, false);
-    if (v->bias) ops->bias(d, v->qkv, model->parameters + v->bias->offset);
+    if (v->bias) ops->bias(d, v->qkv, model_vector(model, v->bias));
     ops->rope(d, v->rotated, c->heads + c->key_heads, batch->on_device.position, model->rope_table, false);
     ops->attention(d, v->attention, lse, v->qkv, batch_packing(batch), attention_shape(c));
     ops->matmul(d, v->branch, v->attention, false, v->output_weight, true, false);
-    ops->rmsnorm(d, v->mlp_norm, v->middle, v->input, v->branch,
-                 model->parameters + v->mlp_norm_weight->offset, epsilon);
+    ops->rmsnorm(d, v->mlp_norm, v->middle, v->input, v->branch, model_vector(model, v->mlp_norm_weight),
+                 epsilon);
     ops->matmul(d, v->gate_up, v->mlp_norm, false, v->gate_up_weight, true, false);
     ops->swiglu(d, v->product, v->gate_up);
 }
@@ -206,21 +267,21 @@ struct tensor model_forward(struct model *model, const struct batch *batch)
     int64_t tokens = batch->tokens;
     REQUIRE(batch->longest <= model->rope_positions, "a sequence is longer than was measured");
 
-    struct tensor stream = floats(model->stream[0], tokens, c->width), previous = stream, none = {0};
+    struct tensor stream = matrix(model, model->stream[0], tokens, c->width), previous = stream, none = {0};
     const struct parameter *embedding = params_embedding(model->params);
     ops->gather_rows(d, stream, model_matrix(model, embedding, embedding->rows), batch->on_device.id);
     for (int64_t l = 0; l < c->layers; l++) {
         struct layer_views v = view_layer(model, l, tokens);
         /* The MLP branch of the layer before joins the stream where the stream is normed next. */
-        ops->rmsnorm(d, v.norm, v.input, previous, l ? v.branch : none,
-                     model->parameters + v.attention_norm->offset, (float)c->norm_epsilon);
+        ops->rmsnorm(d, v.norm, v.input, previous, l ? v.branch : none, model_vector(model, v.attention_norm),
+                     (float)c->norm_epsilon);
         layer_activate(model, &v, model->layers[l].lse, batch);
         if (l + 1 < c->layers) ops->matmul(d, v.branch, v.product, false, v.down_weight, true, false);
         previous = v.middle;
     }
     struct layer_views last = view_layer(model, c->layers - 1, tokens);
-    struct tensor out = floats(model->stream[c->layers], tokens, c->width);
-    ops->copy(d, out.data, last.middle.data, (size_t)(tokens * c->width) * sizeof(float));
+    struct tensor out = matrix(model, model->stream[c->layers], tokens, c->width);
+    ops->copy(d, out.data, last.middle.data, (size_t)(tokens * c->width) * dtype_bytes(out.type));
     ops->matmul(d, out, last.product, false, last.down_weight, true, true);
     return out;
 }
@@ -229,7 +290,7 @@ struct tensor model_forward(struct model *model, const struct batch *batch)
 
 struct tensor model_dstream(struct model *model, const struct batch *batch)
 {
-    return floats(model->dstream, batch->tokens, model->config->width);
+    return matrix(model, model->dstream, batch->tokens, model->config->width);
 }
 
 static void mlp_backward(struct model *model, const struct layer_views *v, struct tensor dstream)
@@ -237,8 +298,8 @@ static void mlp_backward(struct model *model, const struct layer_views *v, struc
     const struct ops *ops = model->ops;
     struct device *d = model->device;
     const struct config *c = model->config;
-    struct tensor dproduct = floats(model->dproduct, dstream.rows, c->hidden), dgate_up = v->gate_up;
-    struct tensor dnorm = floats(model->dnorm, dstream.rows, c->width);
+    struct tensor dproduct = matrix(model, model->dproduct, dstream.rows, c->hidden), dgate_up = v->gate_up;
+    struct tensor dnorm = matrix(model, model->dnorm, dstream.rows, c->width);
     ops->matmul(d, dproduct, dstream, false, v->down_weight, false, false);
     ops->matmul(d, model_matrix_gradient(model, v->down, v->down->rows), dstream, true, v->product, false,
                 true);
@@ -246,8 +307,8 @@ static void mlp_backward(struct model *model, const struct layer_views *v, struc
     ops->matmul(d, dnorm, dgate_up, false, v->gate_up_weight, false, false);
     ops->matmul(d, model_matrix_gradient(model, v->gate, 2 * c->hidden), dgate_up, true, v->mlp_norm, false,
                 true);
-    ops->rmsnorm_grad(d, dstream, model->gradients + v->mlp_norm_weight->offset, dnorm, v->middle,
-                      model->parameters + v->mlp_norm_weight->offset, (float)c->norm_epsilon);
+    ops->rmsnorm_grad(d, dstream, model_vector_gradient(model, v->mlp_norm_weight, c->width), dnorm,
+                      v->middle, model_vector(model, v->mlp_norm_weight), (float)c->norm_epsilon);
 }
 
 static void attention_backward(struct model *model, const struct layer_views *v, const float *lse,
@@ -256,9 +317,9 @@ static void attention_backward(struct model *model, const struct layer_views *v,
     const struct ops *ops = model->ops;
     struct device *d = model->device;
     const struct config *c = model->config;
-    struct tensor dattention = floats(model->dattention, dstream.rows, c->heads * c->head_size);
-    struct tensor dqkv = floats(model->dqkv, dstream.rows, qkv_width(c));
-    struct tensor dnorm = floats(model->dnorm, dstream.rows, c->width);
+    struct tensor dattention = matrix(model, model->dattention, dstream.rows, c->heads * c->head_size);
+    struct tensor dqkv = matrix(model, model->dqkv, dstream.rows, qkv_width(c));
+    struct tensor dnorm = matrix(model, model->dnorm, dstream.rows, c->width);
     ops->matmul(d, dattention, dstream, false, v->output_weight, false, false);
     ops->matmul(d, model_matrix_gradient(model, v->output, v->output->rows), dstream, true, v->attention,
                 false, true);
@@ -266,11 +327,11 @@ static void attention_backward(struct model *model, const struct layer_views *v,
                         attention_shape(c), model->workspace);
     ops->rope(d, tensor_cols(dqkv, 0, v->rotated.cols), c->heads + c->key_heads, batch->on_device.position,
               model->rope_table, true);
-    if (v->bias) ops->bias_grad(d, model->gradients + v->bias->offset, dqkv);
+    if (v->bias) ops->bias_grad(d, model_vector_gradient(model, v->bias, qkv_width(c)), dqkv);
     ops->matmul(d, dnorm, dqkv, false, v->qkv_weight, false, false);
     ops->matmul(d, model_matrix_gradient(model, v->query, qkv_width(c)), dqkv, true, v->norm, false, true);
-    ops->rmsnorm_grad(d, dstream, model->gradients + v->attention_norm->offset, dnorm, v->input,
-                      model->parameters + v->attention_norm->offset, (float)c->norm_epsilon);
+    ops->rmsnorm_grad(d, dstream, model_vector_gradient(model, v->attention_norm, c->width), dnorm, v->input,
+                      model_vector(model, v->attention_norm), (float)c->norm_epsilon);
 }
 
 void model_backward(struct model *model, const struct batch *batch, struct bucket_listener listener)
@@ -284,7 +345,7 @@ void model_backward(struct model *model, const struct batch *batch, struct bucke
     for (int64_t l = c->layers - 1; l >= 0; l--) {
         struct layer_views v = view_layer(model, l, batch->tokens);
         if (model->mode == MODEL_RECOMPUTE) {
-            ops->rmsnorm(d, v.norm, none, v.input, none, model->parameters + v.attention_norm->offset,
+            ops->rmsnorm(d, v.norm, none, v.input, none, model_vector(model, v.attention_norm),
                          (float)c->norm_epsilon);
             layer_activate(model, &v, model->layers[l].lse, batch);
         }

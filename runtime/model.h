@@ -7,16 +7,23 @@
 #include "runtime/batch.h"
 #include "runtime/params.h"
 
+/* f32 throughout, or bf16 parameters and activations; gradients of parameters may stay f32 then, so that
+ * accumulation over micro-batches and ranks loses nothing. */
+struct precision {
+    enum dtype compute; /* parameters, activations and their gradients */
+    enum dtype gradient;
+};
+
 /* What backward needs of one layer. Names follow forward's lines. */
 struct layer_activations {
-    float *norm;      /* [N, C] */
-    float *qkv;       /* [N, (H+2K) D] after the rotation */
-    float *attention; /* [N, H D] */
-    float *lse;       /* [N, H] */
-    float *middle;    /* [N, C] the residual stream between attention and MLP */
-    float *mlp_norm;  /* [N, C] */
-    float *gate_up;   /* [N, 2F] */
-    float *product;   /* [N, F] */
+    void *norm;      /* [N, C] */
+    void *qkv;       /* [N, (H+2K) D] after the rotation */
+    void *attention; /* [N, H D] */
+    float *lse;      /* [N, H] */
+    void *middle;    /* [N, C] the residual stream between attention and MLP */
+    void *mlp_norm;  /* [N, C] */
+    void *gate_up;   /* [N, 2F] */
+    void *product;   /* [N, F] */
 };
 
 enum model_mode {
@@ -32,16 +39,17 @@ struct model {
     const struct ops *ops;
     struct device *device;
     enum model_mode mode;
-    float *parameters; /* [params->total], device */
-    float *gradients;  /* [params->total], device; NULL with MODEL_SCORE */
-    float **stream; /* [L+1] pointers to [N, C]: the residual stream before each layer, and after the last */
+    struct precision precision;
+    void *parameters; /* [params->total], device */
+    void *gradients;  /* [params->total], device; NULL with MODEL_SCORE */
+    void **stream; /* [L+1] pointers to [N, C]: the residual stream before each layer, and after the last */
     struct layer_activations *layers; /* [L]; all the same memory unless MODEL_TRAIN */
-    float *branch;                    /* [N, C] what a branch adds to the stream */
-    float *dstream;                   /* [N, C] gradient of the stream */
-    float *dnorm;                     /* [N, C] */
-    float *dqkv;                      /* [N, (H+2K) D] */
-    float *dattention;                /* [N, H D] */
-    float *dproduct;                  /* [N, F] */
+    void *branch;                     /* [N, C] what a branch adds to the stream */
+    void *dstream;                    /* [N, C] gradient of the stream */
+    void *dnorm;                      /* [N, C] */
+    void *dqkv;                       /* [N, (H+2K) D] */
+    void *dattention;                 /* [N, H D] */
+    void *dproduct;                   /* [N, F] */
     void *workspace;                  /* of attention_grad */
     float *rope_table;                /* [positions, D] */
     int64_t rope_positions;
@@ -50,7 +58,8 @@ struct model {
 /* Wishes for parameters, gradients and activations of batches within the limits. config and params are kept.
  */
 void model_open(struct model *model, struct arena *arena, const struct config *config,
-                const struct params *params, enum model_mode mode, struct batch_limits limits);
+                const struct params *params, struct precision precision, enum model_mode mode,
+                struct batch_limits limits);
 /* After arena_place: fills the tables. */
 void model_prepare(struct model *model);
 void model_close(struct model *model);
@@ -71,10 +80,20 @@ struct tensor model_dstream(struct model *model, const struct batch *batch);
  * the listener hears of its bucket, and at the end of the embedding's. */
 void model_backward(struct model *model, const struct batch *batch, struct bucket_listener listener);
 
-/* Views of parameters and of their gradients. */
+/* Views of parameters and of their gradients: neighbouring matrices of `rows` rows in all as one; a norm's or
+ * bias's values as ops take them, and their gradients [1, cols]. */
 struct tensor model_matrix(const struct model *model, const struct parameter *parameter, int64_t rows);
 struct tensor model_matrix_gradient(const struct model *model, const struct parameter *parameter,
                                     int64_t rows);
+const void *model_vector(const struct model *model, const struct parameter *parameter);
+struct tensor model_vector_gradient(const struct model *model, const struct parameter *parameter,
+                                    int64_t cols);
+/* Elements offset .. offset + count - 1 of the flat vectors, [1, count]. */
+struct tensor model_run(const struct model *model, int64_t offset, int64_t count);
+struct tensor model_run_gradient(const struct model *model, int64_t offset, int64_t count);
+
+/* From f32 (host, [params->total]) to the device's parameters, rounded as masters are (kernels/bfloat.h). */
+void model_put(struct model *model, const float *flat);
 
 /* Inverse frequencies of the rotation, [D/2], doubles (tests compare them). */
 void model_rope_frequencies(const struct config *config, double *frequency);

@@ -1,9 +1,10 @@
-/* The parameter table: one list per model that drives layout, initialisation, decay, buckets, checkpoints and names.
+/* The parameter table: one list per model that drives layout, initialisation, decay, buckets, checkpoints and
+ * names.
  *
- * All parameters of a model stand in one flat vector, in the order of the table. Matrices that are multiplied together
- * (q, k, v; gate, up) are neighbours, so that one matrix product serves them. The vector is cut into buckets: the
- * embedding, one per layer, and the final norm with the head. A bucket starts at a multiple of PARAMS_ALIGNMENT
- * elements; the gaps belong to nothing and hold zeros. */
+ * All parameters of a model stand in one flat vector, in the order of the table. Matrices that are multiplied
+ * together (q, k, v; gate, up) are neighbours, so that one matrix product serves them. The vector is cut into
+ * buckets: the embedding, one per layer, and the final norm with the head. A bucket starts at a multiple of
+ * PARAMS_ALIGNMENT elements; the gaps belong to nothing and hold zeros. */
 #ifndef WPO_RUNTIME_PARAMS_H
 #define WPO_RUNTIME_PARAMS_H
 
@@ -14,14 +15,14 @@ enum { PARAMS_ALIGNMENT = 64 };
 enum parameter_init { INIT_NORMAL, INIT_ONES, INIT_ZEROS };
 
 struct parameter {
-    char name[112];   /* Hugging Face's tensor name */
-    int64_t rows;     /* 1 for a vector */
-    int64_t cols;     /* Hugging Face's shape is [rows, cols], or [cols] for a vector */
+    char name[112]; /* Hugging Face's tensor name */
+    int64_t rows;   /* 1 for a vector */
+    int64_t cols;   /* Hugging Face's shape is [rows, cols], or [cols] for a vector */
     bool vector;
-    int64_t offset;   /* elements, in the flat vector */
-    int64_t count;    /* rows * cols */
+    int64_t offset; /* elements, in the flat vector */
+    int64_t count;  /* rows * cols */
     int64_t bucket;
-    bool decay;       /* weight decay applies: not for norms and biases */
+    bool decay; /* weight decay applies: not for norms and biases */
     enum parameter_init init;
 };
 
@@ -39,8 +40,18 @@ struct params {
 
 /* Indices into the table. */
 enum layer_parameter {
-    LAYER_NORM, LAYER_QUERY, LAYER_KEY, LAYER_VALUE, LAYER_OUTPUT, LAYER_MLP_NORM, LAYER_GATE, LAYER_UP, LAYER_DOWN,
-    LAYER_QUERY_BIAS, LAYER_KEY_BIAS, LAYER_VALUE_BIAS /* the last three only with qkv_bias */
+    LAYER_NORM,
+    LAYER_QUERY,
+    LAYER_KEY,
+    LAYER_VALUE,
+    LAYER_OUTPUT,
+    LAYER_MLP_NORM,
+    LAYER_GATE,
+    LAYER_UP,
+    LAYER_DOWN,
+    LAYER_QUERY_BIAS,
+    LAYER_KEY_BIAS,
+    LAYER_VALUE_BIAS /* the last three only with qkv_bias */
 };
 
 /* Allocates; params_free releases. */
@@ -56,8 +67,8 @@ const struct parameter *params_head(const struct params *params, const struct co
 /* NULL when there is none of that name. */
 const struct parameter *params_find(const struct params *params, const char *name);
 
-/* Fills the flat f32 vector with normal(0, initializer_range) for matrices, ones for norms, zeros for biases. Element
- * i of the tensor depends on seed, the tensor's index and i alone. */
+/* Fills the flat f32 vector with normal(0, initializer_range) for matrices, ones for norms, zeros for biases.
+ * Element i of the tensor depends on seed, the tensor's index and i alone. */
 void params_initialise(const struct params *params, const struct config *config, uint64_t seed, float *flat);
 
 #endif

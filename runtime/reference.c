@@ -9,8 +9,11 @@
 
 static const char format[] = "wpo-reference";
 static const char advice[] = "delete it, and the run computes it again";
+static const char model_advice[] =
+    "go on with the ref_model_name_or_path that the run began with, or delete it to begin with this one";
 
-static enum status check_key(struct hdf *file, const char *path, const char *name, const char *wanted)
+static enum status check_key(struct hdf *file, const char *path, const char *name, const char *wanted,
+                             const char *what_to_do)
 {
     char *text;
     TRY(hdf_text(file, name, &text));
@@ -19,7 +22,7 @@ static enum status check_key(struct hdf *file, const char *path, const char *nam
         same ? STATUS_OK
              : fail("%s: these reference log-probabilities belong to another %s (%.12s..., not "
                     "%.12s...); %s",
-                    path, name, text, wanted, advice);
+                    path, name, text, wanted, what_to_do);
     free(text);
     return status;
 }
@@ -27,9 +30,9 @@ static enum status check_key(struct hdf *file, const char *path, const char *nam
 static enum status read_file(double *logp, struct hdf *file, const struct groups *groups,
                              const struct reference_key *key, const char *path)
 {
-    TRY(check_key(file, path, "model", key->model));
-    TRY(check_key(file, path, "data", key->data));
-    TRY(check_key(file, path, "backend", key->backend));
+    TRY(check_key(file, path, "model", key->model, model_advice));
+    TRY(check_key(file, path, "data", key->data, advice));
+    TRY(check_key(file, path, "backend", key->backend, advice));
     int64_t length;
     TRY(hdf_length(file, "/logp", HDF_DOUBLE, &length));
     if (length != groups->completion_count)

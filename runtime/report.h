@@ -2,7 +2,8 @@
 #ifndef WPO_RUNTIME_REPORT_H
 #define WPO_RUNTIME_REPORT_H
 
-#include <stdbool.h>
+#include "runtime/status.h"
+
 #include <stdint.h>
 
 struct metric {
@@ -32,6 +33,9 @@ struct report {
     /* A record for metrics.jsonl and a printed line. Names of evaluation metrics begin with "eval_". */
     void (*metrics)(void *context, int64_t step, const struct metric *metrics, int64_t count);
     void (*pair)(void *context, const struct pair_record *pair); /* only with log_pairs */
+    /* Called once when nothing can refuse the run any more, before its first step. May be NULL. */
+    enum status (*opened)(void *opening);
+    void *opening;
 };
 
 #endif

@@ -95,15 +95,21 @@ static enum status open_engine(struct run *run)
     if (run->has_eval)
         limits = batch_limits_union(limits,
                                     batch_measure(&run->eval_groups, settings->per_device_eval_batch_size));
+    trainer_limits(&limits, &run->groups, run->state.global_batch);
     enum model_mode mode = settings->gradient_checkpointing ? MODEL_RECOMPUTE : MODEL_TRAIN;
     struct engine *e = &run->engine;
     TRY(engine_open(e, run->comm, settings, mode, limits));
     TRY(engine_check_groups(e, &run->groups));
     if (run->has_eval) TRY(engine_check_groups(e, &run->eval_groups));
-    optimiser_open(&run->optimiser, &e->arena, run->comm, &e->model, settings->zero_stage);
+    optimiser_open(&run->optimiser, &e->arena, run->comm, e->exchange, &e->model,
+                   (struct optimiser_options){.zero_stage = settings->zero_stage,
+                                              .moment_type = settings->moment_dtype,
+                                              .seed = settings->seed});
     TRY(engine_place(e));
     optimiser_prepare(&run->optimiser);
-    char *table = arena_table(&e->arena);
+    char *table = arena_table(&e->arena), *device = engine_describe(e);
+    run_note(run, "device: %s", device);
+    free(device);
     run_note(run, "memory per rank: %.1f MiB planned (%s)", (double)e->arena.bytes / 0x1p20, table);
     free(table);
     return STATUS_OK;
@@ -133,7 +139,8 @@ static enum status reference_for(struct run *run, struct order *order, int64_t s
     struct reference_key key;
     memcpy(key.model, fingerprint, sizeof key.model);
     memcpy(key.data, groups->fingerprint, sizeof key.data);
-    snprintf(key.backend, sizeof key.backend, "%s", run->engine.ops->name);
+    snprintf(key.backend, sizeof key.backend, "%s%s", run->engine.ops->name,
+             run->engine.precision.compute == DTYPE_BFLOAT ? " bfloat16" : "");
     int64_t count = groups->completion_count, per_epoch = order_steps_per_epoch(order);
     double *logp = *out = allocate(count, sizeof *logp);
 
@@ -160,6 +167,16 @@ static enum status reference_for(struct run *run, struct order *order, int64_t s
     return status;
 }
 
+/* Reads the starting policy into engine and optimiser. */
+static enum status load_policy(struct run *run, const char *folder, char fingerprint[65])
+{
+    float *values = NULL;
+    enum status status = engine_load(&run->engine, folder, fingerprint, &values);
+    if (status == STATUS_OK) optimiser_put(&run->optimiser, values);
+    free(values);
+    return status;
+}
+
 /* Leaves the starting policy in the engine. */
 static enum status load_models(struct run *run)
 {
@@ -169,7 +186,7 @@ static enum status load_models(struct run *run)
     char fingerprint[65];
     run->has_reference = objective_uses_reference(settings->objective.loss_type);
     if (run->has_reference) {
-        TRY(engine_load(&run->engine, reference, fingerprint));
+        TRY(load_policy(run, reference, fingerprint));
         TRY(reference_for(run, &run->order, run->total_steps, settings->per_device_train_batch_size,
                           fingerprint, "reference.h5", &run->reference));
         if (run->has_eval)
@@ -178,9 +195,11 @@ static enum status load_models(struct run *run)
                               &run->eval_reference));
     }
     if (!run->has_reference || strcmp(reference, policy) != 0)
-        TRY(engine_load(&run->engine, policy, run->state.model_fingerprint));
+        TRY(load_policy(run, policy, run->state.model_fingerprint));
     else
         memcpy(run->state.model_fingerprint, fingerprint, sizeof fingerprint);
+    snprintf(run->state.reference_fingerprint, sizeof run->state.reference_fingerprint, "%s",
+             run->has_reference ? fingerprint : "");
     run->policy_is_reference = run->has_reference && !strcmp(run->state.model_fingerprint, fingerprint);
     return STATUS_OK;
 }
@@ -217,16 +236,22 @@ static enum status clear_the_way(const struct run *run)
 
 static enum status load_checkpoint(struct run *run)
 {
-    char fingerprint[65];
+    char fingerprint[65], reference[65];
     memcpy(fingerprint, run->state.model_fingerprint, sizeof fingerprint);
+    memcpy(reference, run->state.reference_fingerprint, sizeof reference);
     checkpoint_state_free(&run->state);
+    TRY(comm_agree(run->comm, optimiser_stage_room(&run->optimiser)));
     TRY(checkpoint_load(run->comm, run->checkpoint, &run->engine.params, &run->state, run->optimiser.pieces,
                         run->optimiser.piece_count));
     if (strcmp(fingerprint, run->state.model_fingerprint) != 0)
         return fail(
             "%s: the run was started from another model than %s; resume with the same model_name_or_path",
             run->checkpoint, run->settings->model_name_or_path);
-    optimiser_spread(&run->optimiser);
+    if (strcmp(reference, run->state.reference_fingerprint) != 0)
+        return fail("%s: the run was started against another reference model; resume with the "
+                    "ref_model_name_or_path and loss_type that it began with",
+                    run->checkpoint);
+    optimiser_stage_in(&run->optimiser);
     TRY(comm_agree(run->comm, run->comm->rank == 0 ? clear_the_way(run) : STATUS_OK));
     run_note(run, "resumed from %s: step %lld of %lld, written by %lld ranks", run->checkpoint,
              (long long)run->state.step, (long long)run->total_steps, (long long)run->state.world);

@@ -24,6 +24,8 @@ struct run {
     struct tally window; /* since the last record */
     double window_seconds, window_norm, window_rate;
     int64_t window_steps;
+    int64_t skipped_steps,
+        skipped_in_all; /* in a row, and of this process: not finite, see settings->on_nonfinite */
 };
 
 /* Collective. Opens files, model, optimiser and reference, and resumes if the settings say so. comm,

@@ -1,12 +1,16 @@
-/* The settings of a run, under the names of TRL and Transformers. The launcher fills this from YAML and the command
- * line; the runtime only reads it. Text fields are owned by the struct. */
+/* The settings of a run, under the names of TRL and Transformers. The launcher fills this from YAML and the
+ * command line; the runtime only reads it. Text fields are owned by the struct. */
 #ifndef WPO_RUNTIME_SETTINGS_H
 #define WPO_RUNTIME_SETTINGS_H
 
 #include "kernels/objective.h"
+#include "kernels/tensor.h"
 #include "runtime/status.h"
 
 enum schedule { SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_CONSTANT };
+enum wanted_dtype { WANTED_AUTO, WANTED_FLOAT, WANTED_BFLOAT };
+enum reduction_order { REDUCTION_LIBRARY, REDUCTION_ORDERED }; /* of the network library, or by rank */
+enum on_nonfinite { NONFINITE_STOP, NONFINITE_SKIP };
 enum when { WHEN_NO, WHEN_STEPS, WHEN_EPOCH };
 
 struct settings {
@@ -21,6 +25,7 @@ struct settings {
     struct objective objective; /* loss_type beta label_smoothing weighting weight_sides weight_clamp */
 
     /* optimiser */
+    enum on_nonfinite on_nonfinite; /* what a loss or gradient that is not finite does */
     double learning_rate, weight_decay, adam_beta1, adam_beta2, adam_epsilon, max_grad_norm;
     enum schedule lr_scheduler_type;
     double warmup_ratio;
@@ -39,6 +44,10 @@ struct settings {
     int64_t logits_megabytes; /* memory that one chunk of logits may take */
     int64_t threads;          /* per rank; 0: share the host's cores */
     char *device;             /* auto, cpu, cuda */
+    enum wanted_dtype dtype;  /* of parameters and activations; auto: bf16 on cuda, f32 on cpu */
+    enum dtype gradient_dtype, moment_dtype; /* f32 or bf16 */
+    enum reduction_order gradient_reduction;
+    int64_t ddp_timeout; /* seconds that ranks wait for one that does not come; 0: forever */
 
     /* logging, evaluation, checkpoints */
     int64_t logging_steps;
@@ -46,9 +55,9 @@ struct settings {
     int64_t eval_steps;
     enum when save_strategy;
     int64_t save_steps, save_total_limit; /* limit 0: keep all */
-    char *resume_from_checkpoint; /* NULL: start anew; "auto"; or a folder */
-    bool log_pairs;               /* a line per pair and step in pairs.jsonl */
-    int64_t hash_steps;           /* compare the ranks' parameters every so many steps; 0: only at load and save */
+    char *resume_from_checkpoint;         /* NULL: start anew; "auto"; or a folder */
+    bool log_pairs;                       /* a line per pair and step in pairs.jsonl */
+    int64_t hash_steps; /* compare the ranks' parameters every so many steps; 0: only at load and save */
 };
 
 #endif

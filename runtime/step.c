@@ -15,11 +15,18 @@ enum record_field {
     RECORD_FIELDS
 };
 
+void trainer_limits(struct batch_limits *limits, const struct groups *groups, int64_t batch)
+{
+    struct batch_limits whole = batch_measure(groups, batch);
+    limits->step_groups = whole.groups;
+    limits->step_completions = whole.completions;
+}
+
 void trainer_open(struct trainer *trainer, bool log_pairs)
 {
-    struct batch_limits limits = trainer->engine->batch.limits;
-    trainer->sums = allocate(limits.completions, sizeof *trainer->sums);
-    trainer->results = allocate(limits.groups, sizeof *trainer->results);
+    struct batch_limits limits = trainer->engine->head.limits;
+    trainer->sums = allocate(limits.step_completions, sizeof *trainer->sums);
+    trainer->results = allocate(limits.step_groups, sizeof *trainer->results);
     trainer->batch_reference = allocate(limits.completions, sizeof *trainer->batch_reference);
     if (log_pairs) trainer->records = allocate(trainer->groups->group_count * RECORD_FIELDS, sizeof(double));
 }
@@ -44,6 +51,7 @@ static double loss_scale(const struct trainer *trainer, const int64_t *members, 
     return 1 / (double)tokens;
 }
 
+/* Of the packed batch's completions. */
 static const double *gather_reference(struct trainer *trainer)
 {
     const struct batch *batch = &trainer->engine->batch;
@@ -68,25 +76,38 @@ static void keep_record(struct trainer *trainer, int64_t g, const struct complet
     record[RECORD_LENGTH_REJECTED] = pair ? (double)sums[1].count : 0;
 }
 
-/* Adds the groups of the batch that was just trained on to the tally. */
-static enum status tally_batch(struct trainer *trainer, const double *reference, struct step_result *result)
+/* Adds a group's sums, reference and result to the tally. */
+static enum status tally_one(struct trainer *trainer, int64_t g, const struct completion_sums *sums,
+                             const struct group_result *group, struct step_result *result)
 {
-    const struct batch *batch = &trainer->engine->batch;
     const struct groups *groups = trainer->groups;
+    const double *reference = trainer->reference ? trainer->reference + groups->first[g] : NULL;
+    tally_group(&result->tally, &trainer->engine->settings->objective, sums, reference, group,
+                groups->prompt_offset[g + 1] - groups->prompt_offset[g]);
+    for (int64_t s = 0; reference && s < groups->first[g + 1] - groups->first[g]; s++)
+        result->drift =
+            fmax(result->drift, fabs(sums[s].logp - reference[s]) / (1 + fabs(reference[s])));
+    if (trainer->records) keep_record(trainer, g, sums, group);
+    if (isfinite(group->loss)) return STATUS_OK;
+    return fail("%s: the loss of row %lld is not finite (log-probability %g of %lld tokens)", groups->path,
+                (long long)groups->row[g], sums[0].logp, (long long)sums[0].count);
+}
+
+/* All groups of this rank's share, in the order in which they were trained on. */
+static enum status tally_share(struct trainer *trainer, struct step_result *result)
+{
     enum status status = STATUS_OK;
-    for (int64_t i = 0; i < batch->groups; i++) {
-        int64_t g = batch->group[i], first = batch->group_first[i];
-        const struct completion_sums *sums = trainer->sums + first;
-        tally_group(&result->tally, &trainer->engine->settings->objective, sums,
-                    reference ? reference + first : NULL, &trainer->results[i],
-                    groups->prompt_offset[g + 1] - groups->prompt_offset[g]);
-        for (int64_t s = 0; reference && s < batch->group_first[i + 1] - first; s++)
-            result->drift = fmax(result->drift, fabs(sums[s].logp - reference[first + s]) /
-                                                    (1 + fabs(reference[first + s])));
-        if (trainer->records) keep_record(trainer, g, sums, &trainer->results[i]);
-        if (!isfinite(trainer->results[i].loss) && status == STATUS_OK)
-            status = fail("%s: the loss of row %lld is not finite (log-probability %g of %lld tokens)",
-                          groups->path, (long long)groups->row[g], sums[0].logp, (long long)sums[0].count);
+    const struct completion_sums *sums = trainer->sums;
+    const struct group_result *group = trainer->results;
+    head_take(&trainer->engine->head, trainer->sums, trainer->results);
+    for (int64_t m = 0; m < share_micro_batches(&trainer->share); m++) {
+        int64_t count;
+        const int64_t *members = share_micro_batch(&trainer->share, m, &count);
+        for (int64_t i = 0; i < count; i++) {
+            enum status mine = tally_one(trainer, members[i], sums, group++, result);
+            if (status == STATUS_OK) status = mine;
+            sums += trainer->groups->first[members[i] + 1] - trainer->groups->first[members[i]];
+        }
     }
     return status;
 }
@@ -156,21 +177,18 @@ void trainer_report_pairs(const struct trainer *trainer, int64_t step, const str
 /* -- the step --------------------------------------------------------------------------------- */
 
 /* Forward, objective and backward of one micro-batch, into the gradients. */
-static enum status train_micro_batch(struct trainer *trainer, int64_t m, double scale,
-                                     struct bucket_listener listener, struct step_result *result)
+static void train_micro_batch(struct trainer *trainer, int64_t m, double scale,
+                              struct bucket_listener listener)
 {
     struct engine *e = trainer->engine;
     int64_t count;
     const int64_t *members = share_micro_batch(&trainer->share, m, &count);
     batch_pack(&e->batch, trainer->groups, members, count);
-    const double *reference = gather_reference(trainer);
 
     struct tensor stream = model_forward(&e->model, &e->batch);
-    head_train(&e->head, &e->batch, stream, &e->settings->objective, reference, scale, trainer->sums,
-               trainer->results);
+    head_train(&e->head, &e->batch, stream, &e->settings->objective, gather_reference(trainer), scale);
     if (listener.ready) listener.ready(listener.context, e->params.bucket_count - 1);
     model_backward(&e->model, &e->batch, listener);
-    return tally_batch(trainer, reference, result);
 }
 
 /* A rank whose share of a small last batch is empty still takes part in every reduction. */
@@ -180,10 +198,33 @@ static void announce_all(const struct engine *e, struct bucket_listener listener
         listener.ready(listener.context, b);
 }
 
+static struct adamw update_of(const struct settings *settings, int64_t step, double rate)
+{
+    return (struct adamw){.rate = rate,
+                          .beta_first = settings->adam_beta1,
+                          .beta_second = settings->adam_beta2,
+                          .epsilon = settings->adam_epsilon,
+                          .weight_decay = settings->weight_decay,
+                          .max_norm = settings->max_grad_norm,
+                          .step = step + 1};
+}
+
+/* What the device did, once it is done: the tally of this rank, and whether the update was taken. */
+static enum status finish_step(struct trainer *trainer, struct step_result *result)
+{
+    struct engine *e = trainer->engine;
+    exchange_wait(e->exchange);
+    result->gradient_norm = optimiser_norm(trainer->optimiser);
+    enum status status = comm_agree(e->comm, tally_share(trainer, result));
+    if (status == STATUS_OK) status = check_gradient(trainer, result->gradient_norm);
+    result->skipped = status != STATUS_OK && e->settings->on_nonfinite == NONFINITE_SKIP;
+    return result->skipped ? STATUS_OK : status;
+}
+
 enum status train_step(struct trainer *trainer, int64_t step, struct step_result *result)
 {
     struct engine *e = trainer->engine;
-    const struct settings *settings = e->settings;
+    struct optimiser *optimiser = trainer->optimiser;
     int64_t count;
     const int64_t *members = order_step(trainer->order, step, &count);
     share_of_step(&trainer->share, trainer->groups, members, count, e->comm->rank, e->comm->size,
@@ -191,35 +232,22 @@ enum status train_step(struct trainer *trainer, int64_t step, struct step_result
     int64_t micro_batches = share_micro_batches(&trainer->share);
     double scale = loss_scale(trainer, members, count);
 
+    *result = (struct step_result){.learning_rate =
+                                       learning_rate_at(e->settings, step, trainer->total_steps)};
     tally_clear(&result->tally);
     clear_records(trainer, members, count);
-    result->drift = 0;
-    enum status status = STATUS_OK;
-    struct bucket_listener listener = optimiser_listener(trainer->optimiser), nobody = {0};
-    e->ops->zero(e->device, e->model.gradients, (size_t)e->params.total * sizeof(float));
-    for (int64_t m = 0; m < micro_batches; m++) {
-        enum status mine =
-            train_micro_batch(trainer, m, scale, m + 1 < micro_batches ? nobody : listener, result);
-        if (status == STATUS_OK) status = mine;
-    }
+    head_begin(&e->head);
+    struct bucket_listener listener = optimiser_listener(optimiser), nobody = {0};
+    e->ops->zero(e->device, e->model.gradients,
+                 (size_t)e->params.total * dtype_bytes(e->precision.gradient));
+    for (int64_t m = 0; m < micro_batches; m++)
+        train_micro_batch(trainer, m, scale, m + 1 < micro_batches ? nobody : listener);
     if (!micro_batches) announce_all(e, listener);
+    optimiser_reduce(optimiser);
+    struct adamw update = update_of(e->settings, step, result->learning_rate);
+    optimiser_update(optimiser, &update);
 
-    result->gradient_norm = optimiser_reduce(trainer->optimiser);
-    TRY(comm_agree(e->comm, status));
-    TRY(check_gradient(trainer, result->gradient_norm));
-
-    double clip = settings->max_grad_norm;
-    result->learning_rate = learning_rate_at(settings, step, trainer->total_steps);
-    optimiser_update(trainer->optimiser,
-                     &(struct adamw){.rate = result->learning_rate,
-                                     .beta_first = settings->adam_beta1,
-                                     .beta_second = settings->adam_beta2,
-                                     .epsilon = settings->adam_epsilon,
-                                     .weight_decay = settings->weight_decay,
-                                     .gradient_scale = clip > 0 && result->gradient_norm > clip
-                                                           ? clip / (result->gradient_norm + 1e-6)
-                                                           : 1,
-                                     .step = step + 1});
+    TRY(finish_step(trainer, result));
     tally_reduce(&result->tally, e->comm);
     comm_maximum(e->comm, &result->drift, 1);
     merge_records(trainer, members, count);

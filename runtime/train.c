@@ -31,6 +31,7 @@ static enum status write_checkpoint(struct run *run)
 {
     if (run->saved_step == run->state.step) return STATUS_OK;
     double start = run_seconds();
+    TRY(comm_agree(run->comm, optimiser_stage_out(&run->optimiser)));
     TRY(checkpoint_save(run->comm, run->settings->output_dir, &run->engine.params, &run->state,
                         run->optimiser.pieces, run->optimiser.piece_count));
     run->saved_step = run->state.step;
@@ -68,11 +69,12 @@ static enum status save_or_warn(struct run *run)
 static void log_record(struct run *run, double seconds)
 {
     struct rusage usage;
+    if (!run->window_steps) return; /* every step of the window was skipped */
     getrusage(RUSAGE_SELF, &usage);
     double peak = (double)usage.ru_maxrss / 0x1p20; /* KiB to GiB */
     comm_maximum(run->comm, &peak, 1);
     if (run->comm->rank == 0 && run->report->metrics) {
-        struct metric list[TALLY_METRICS + 8];
+        struct metric list[TALLY_METRICS + 9];
         int64_t n = tally_metrics(&run->window, &run->settings->objective, run->has_reference, false, list);
         list[n++] = (struct metric){"grad_norm", run->window_norm};
         list[n++] = (struct metric){"learning_rate", run->window_rate};
@@ -83,6 +85,7 @@ static void log_record(struct run *run, double seconds)
         list[n++] = (struct metric){"packed_tokens_per_second", run->window.sum[TALLY_PACKED] / seconds};
         list[n++] = (struct metric){"step_seconds", seconds / (double)run->window_steps};
         list[n++] = (struct metric){"memory/peak_gib", peak};
+        list[n++] = (struct metric){"skipped_steps", (double)run->skipped_in_all};
         run->report->metrics(run->report->context, run->state.step, list, n);
     }
     tally_clear(&run->window);
@@ -134,6 +137,21 @@ static bool is_due(enum when when, int64_t every, int64_t step, int64_t per_epoc
            (when == WHEN_EPOCH && step % per_epoch == 0);
 }
 
+/* One bad batch among many is passed over; when nothing else comes the model itself is broken. */
+static enum status skip_step(struct run *run)
+{
+    enum { IN_A_ROW = 10 };
+    run_note(run, "warning: step %lld was skipped, and no parameter changed: %s",
+             (long long)run->state.step + 1, status_sentence());
+    run->state.step++;
+    run->skipped_in_all++;
+    if (++run->skipped_steps < IN_A_ROW) return STATUS_OK;
+    return fail(
+        "%d steps in a row had a loss or gradient that is not finite; lower learning_rate, and go on from an "
+        "older checkpoint",
+        IN_A_ROW);
+}
+
 static enum status run_step(struct run *run)
 {
     double start = run_seconds();
@@ -146,6 +164,8 @@ static enum status run_step(struct run *run)
         free(reason);
         return status;
     }
+    if (result.skipped) return skip_step(run);
+    run->skipped_steps = 0;
     TRY(check_first_step(run, &result));
     double seconds = run_seconds() - start;
     if (run->comm->rank == 0) trainer_report_pairs(&run->trainer, run->state.step, run->report);
@@ -204,6 +224,9 @@ enum status train_run(struct comm *comm, const struct settings *settings, const 
     struct run run = {.comm = comm, .settings = settings, .report = report, .run_file = run_file};
     signals_install();
     enum status status = run_open(&run);
+    if (status == STATUS_OK)
+        status =
+            comm_agree(comm, comm->rank == 0 && report->opened ? report->opened(report->opening) : STATUS_OK);
     if (status == STATUS_OK) status = run_loop(&run);
     run_close(&run);
     return status;

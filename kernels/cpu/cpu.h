@@ -23,6 +23,7 @@ struct scratch {
 
 struct device {
     int threads;
+    char name[96];             /* for people */
     struct scratch shared;     /* of the calling thread, for results that all threads write */
     struct scratch *by_thread; /* [threads] */
 };
@@ -92,12 +93,12 @@ void cpu_zero(struct device *device, void *memory, size_t bytes);
 void cpu_matmul(struct device *device, struct tensor c, struct tensor a, bool transpose_a, struct tensor b,
                 bool transpose_b, bool accumulate);
 void cpu_bias(struct device *device, struct tensor y, const void *bias);
-void cpu_bias_grad(struct device *device, void *dbias, struct tensor dy);
+void cpu_bias_grad(struct device *device, struct tensor dbias, struct tensor dy);
 void cpu_gather_rows(struct device *device, struct tensor y, struct tensor x, const int64_t *index);
 void cpu_scatter_rows(struct device *device, struct tensor dx, struct tensor dy, const int64_t *index);
 void cpu_rmsnorm(struct device *device, struct tensor y, struct tensor sum, struct tensor x, struct tensor r,
                  const void *weight, float epsilon);
-void cpu_rmsnorm_grad(struct device *device, struct tensor dx, void *dweight, struct tensor dy,
+void cpu_rmsnorm_grad(struct device *device, struct tensor dx, struct tensor dweight, struct tensor dy,
                       struct tensor x, const void *weight, float epsilon);
 void cpu_rope(struct device *device, struct tensor x, int64_t heads, const int64_t *position,
               const float *table, bool inverse);
@@ -111,15 +112,17 @@ void cpu_swiglu(struct device *device, struct tensor y, struct tensor gate_up);
 void cpu_swiglu_grad(struct device *device, struct tensor dgate_up, struct tensor dy, struct tensor gate_up);
 void cpu_head_statistics(struct device *device, float *statistics, struct tensor logits,
                          const int64_t *target);
-void cpu_head_gradient(struct device *device, struct tensor logits, const float *statistics,
-                       const int64_t *target, const float *coefficient);
+void cpu_head_gradient(struct device *device, struct tensor dlogits, struct tensor logits,
+                       const float *statistics, const int64_t *target, const float *coefficient);
 void cpu_head_sums(struct device *device, struct completion_sums *sums, const float *statistics,
                    const int64_t *first, int64_t completions);
 void cpu_objective(struct device *device, struct group_result *results, float *coefficient,
                    const struct completion_sums *sums, const double *reference, const int64_t *first,
                    int64_t groups, int64_t size, const struct objective *objective, double scale);
-void cpu_sum_squares(struct device *device, double *result, const float *x, int64_t count);
+void cpu_sum_squares(struct device *device, double *result, struct tensor x);
+void cpu_norm(struct device *device, double *norm, const double *squares, int64_t count);
 void cpu_adamw(struct device *device, const struct adamw_piece *pieces, int64_t piece_count,
-               const struct adamw *settings);
+               const struct adamw *settings, const double *norm);
+void cpu_sum_rows(struct device *device, struct tensor y, struct tensor x);
 
 #endif

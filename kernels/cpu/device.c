@@ -2,6 +2,7 @@
 
 #include <malloc.h>
 #include <omp.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 void *scratch_get(struct scratch *scratch, size_t bytes)
@@ -14,6 +15,12 @@ void *scratch_get(struct scratch *scratch, size_t bytes)
         scratch->bytes = rounded;
     }
     return scratch->memory;
+}
+
+static int cpu_count(const char **why)
+{
+    (void)why;
+    return 1;
 }
 
 static struct device *cpu_open(int index, int threads, const char **why)
@@ -34,6 +41,7 @@ static struct device *cpu_open(int index, int threads, const char **why)
     }
     device->threads = count;
     device->by_thread = by_thread;
+    snprintf(device->name, sizeof device->name, "CPU, %d thread%s", count, count == 1 ? "" : "s");
     /* The matrix library allocates its panels at every call: keep them in the heap instead of mapping them
      * anew. */
     mallopt(M_MMAP_THRESHOLD, 1 << 28);
@@ -49,6 +57,11 @@ static void cpu_close(struct device *device)
     free(device->by_thread);
     free(device->shared.memory);
     free(device);
+}
+
+static const char *cpu_describe(struct device *device)
+{
+    return device->name;
 }
 
 static void *cpu_alloc(struct device *device, size_t bytes)
@@ -107,12 +120,43 @@ static void cpu_sync(struct device *device)
     (void)device;
 }
 
+/* An op has run when its function returns, so there is one queue and nothing to wait for. */
+static void cpu_use(struct device *device, enum queue queue)
+{
+    (void)device;
+    (void)queue;
+}
+
+static void cpu_follow(struct device *device, enum queue later, enum queue earlier)
+{
+    (void)device;
+    (void)later;
+    (void)earlier;
+}
+
+static bool cpu_idle(struct device *device, enum queue queue)
+{
+    (void)device;
+    (void)queue;
+    return true;
+}
+
+static void *cpu_handle(struct device *device, enum queue queue)
+{
+    (void)device;
+    (void)queue;
+    return NULL;
+}
+
 const struct ops *cpu_ops(void)
 {
     static const struct ops ops = {
         .name = "cpu",
+        .on_host = true,
+        .count = cpu_count,
         .open = cpu_open,
         .close = cpu_close,
+        .describe = cpu_describe,
         .alloc = cpu_alloc,
         .free = cpu_free,
         .upload = cpu_upload,
@@ -121,6 +165,10 @@ const struct ops *cpu_ops(void)
         .zero = cpu_zero,
         .poison = cpu_poison,
         .sync = cpu_sync,
+        .use = cpu_use,
+        .follow = cpu_follow,
+        .idle = cpu_idle,
+        .handle = cpu_handle,
         .matmul = cpu_matmul,
         .bias = cpu_bias,
         .bias_grad = cpu_bias_grad,
@@ -139,7 +187,9 @@ const struct ops *cpu_ops(void)
         .head_sums = cpu_head_sums,
         .objective = cpu_objective,
         .sum_squares = cpu_sum_squares,
+        .norm = cpu_norm,
         .adamw = cpu_adamw,
+        .sum_rows = cpu_sum_rows,
     };
     return &ops;
 }

@@ -81,25 +81,29 @@ void cpu_head_statistics(struct device *device, float *statistics, struct tensor
     }
 }
 
-HOT static void softmax_gradient(float *z, float maximum, float log_sum, float coefficient, int64_t count)
+/* dz may be z. */
+HOT static void softmax_gradient(float *dz, const float *z, float maximum, float log_sum, float coefficient,
+                                 int64_t count)
 {
     float scale = -coefficient;
 #pragma omp simd
     for (int64_t i = 0; i < count; i++)
-        z[i] = scale * exp_fast(z[i] - maximum - log_sum);
+        dz[i] = scale * exp_fast(z[i] - maximum - log_sum);
 }
 
-void cpu_head_gradient(struct device *device, struct tensor logits, const float *statistics,
-                       const int64_t *target, const float *coefficient)
+void cpu_head_gradient(struct device *device, struct tensor dlogits, struct tensor logits,
+                       const float *statistics, const int64_t *target, const float *coefficient)
 {
     require_float(logits, "logits");
+    require_shape(dlogits, logits.rows, logits.cols, "dlogits");
 #pragma omp parallel for schedule(static) num_threads(device->threads)
     for (int64_t t = 0; t < logits.rows; t++) {
         check_target(target[t], logits.cols);
         const float *row = statistics + t * HEAD_STATISTICS;
-        float *z = row_of(logits, t);
-        softmax_gradient(z, row[HEAD_MAXIMUM], row[HEAD_LOG_SUM], coefficient[t], logits.cols);
-        z[target[t]] += coefficient[t];
+        float *dz = row_of(dlogits, t);
+        softmax_gradient(dz, row_of(logits, t), row[HEAD_MAXIMUM], row[HEAD_LOG_SUM], coefficient[t],
+                         logits.cols);
+        dz[target[t]] += coefficient[t];
     }
 }
 

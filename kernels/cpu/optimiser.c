@@ -11,17 +11,29 @@ HOT static double square_block(const float *x, int64_t count)
     return sum;
 }
 
-void cpu_sum_squares(struct device *device, double *result, const float *x, int64_t count)
+void cpu_sum_squares(struct device *device, double *result, struct tensor x)
 {
-    int64_t blocks = (count + BLOCK - 1) / BLOCK;
+    require_shape(x, 1, x.cols, "x");
+    int64_t blocks = (x.cols + BLOCK - 1) / BLOCK;
     double *partial = scratch_get(&device->shared, (size_t)blocks * sizeof(double));
 #pragma omp parallel for schedule(static) num_threads(device->threads)
-    for (int64_t b = 0; b < blocks; b++)
-        partial[b] = square_block(x + b * BLOCK, count - b * BLOCK < BLOCK ? count - b * BLOCK : BLOCK);
+    for (int64_t b = 0; b < blocks; b++) {
+        int64_t left = x.cols - b * BLOCK;
+        partial[b] = square_block(row_of(x, 0) + b * BLOCK, left < BLOCK ? left : BLOCK);
+    }
     double sum = 0;
     for (int64_t b = 0; b < blocks; b++)
         sum += partial[b];
     *result = sum;
+}
+
+void cpu_norm(struct device *device, double *norm, const double *squares, int64_t count)
+{
+    (void)device;
+    double sum = 0;
+    for (int64_t i = 0; i < count; i++)
+        sum += squares[i];
+    *norm = sqrt(sum);
 }
 
 /* What adamw() needs of a step, with the bias corrections folded in. 1 - b2 is taken in double: from a
@@ -45,27 +57,38 @@ HOT static void update_block(float *restrict p, float *restrict m, float *restri
     }
 }
 
-void cpu_adamw(struct device *device, const struct adamw_piece *pieces, int64_t piece_count,
-               const struct adamw *settings)
+static struct update update_of(const struct adamw *settings, double norm)
 {
+    bool clip = settings->max_norm > 0 && norm > settings->max_norm;
     double first_correction = 1 - pow(settings->beta_first, (double)settings->step);
     double second_correction = 1 - pow(settings->beta_second, (double)settings->step);
-    struct update u = {
+    return (struct update){
         .first_left = (float)(1 - settings->beta_first),
         .second = (float)settings->beta_second,
         .second_left = (float)(1 - settings->beta_second),
         .rate = (float)(settings->rate / first_correction),
         .correction = (float)(1 / sqrt(second_correction)),
         .epsilon = (float)settings->epsilon,
-        .gradient_scale = (float)settings->gradient_scale,
+        .gradient_scale = (float)(clip ? settings->max_norm / (norm + 1e-6) : 1),
     };
+}
+
+void cpu_adamw(struct device *device, const struct adamw_piece *pieces, int64_t piece_count,
+               const struct adamw *settings, const double *norm)
+{
+    REQUIRE(settings->parameter_type == DTYPE_FLOAT && settings->moment_type == DTYPE_FLOAT &&
+                settings->gradient_type == DTYPE_FLOAT,
+            "the CPU backend keeps parameters, moments and gradients in f32");
+    if (!isfinite(*norm)) return;
+    struct update u = update_of(settings, *norm);
     for (int64_t i = 0; i < piece_count; i++) {
         const struct adamw_piece *piece = &pieces[i];
+        float *parameter = piece->parameter, *moment = piece->moment, *variance = piece->variance;
+        const float *gradient = piece->gradient;
         float decay = piece->decay ? (float)(settings->rate * settings->weight_decay) : 0.0f;
 #pragma omp parallel for schedule(static) num_threads(device->threads)
         for (int64_t first = 0; first < piece->count; first += BLOCK)
-            update_block(piece->parameter + first, piece->moment + first, piece->variance + first,
-                         piece->gradient + first, u, decay,
+            update_block(parameter + first, moment + first, variance + first, gradient + first, u, decay,
                          piece->count - first < BLOCK ? piece->count - first : BLOCK);
     }
 }

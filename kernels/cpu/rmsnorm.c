@@ -75,13 +75,14 @@ HOT static void add_partial(float *dweight, const float *partial, int64_t count)
 
 /* The weight's gradient is summed in blocks of rows whose size does not depend on the threads, then in block
  * order. */
-void cpu_rmsnorm_grad(struct device *device, struct tensor dx, void *dweight, struct tensor dy,
+void cpu_rmsnorm_grad(struct device *device, struct tensor dx, struct tensor dweight, struct tensor dy,
                       struct tensor x, const void *weight, float epsilon)
 {
     enum { BLOCK = 32 };
     require_float(dy, "dy");
     require_shape(dx, dy.rows, dy.cols, "dx");
     require_shape(x, dy.rows, dy.cols, "x");
+    require_shape(dweight, 1, dy.cols, "dweight");
     int64_t count = dy.cols, blocks = (dy.rows + BLOCK - 1) / BLOCK;
     float *partials = scratch_get(&device->shared, (size_t)(blocks * count) * sizeof(float));
 #pragma omp parallel for schedule(static) num_threads(device->threads)
@@ -97,5 +98,5 @@ void cpu_rmsnorm_grad(struct device *device, struct tensor dx, void *dweight, st
         }
     }
     for (int64_t b = 0; b < blocks; b++)
-        add_partial(dweight, partials + b * count, count);
+        add_partial(row_of(dweight, 0), partials + b * count, count);
 }

@@ -1,4 +1,4 @@
-/* Moving and summing rows: gather, scatter, bias. Bound by memory bandwidth. */
+/* Moving and summing rows: gather, scatter, bias, sums over ranks. Bound by memory bandwidth. */
 #include "kernels/cpu/cpu.h"
 
 HOT static void add_row(float *to, const float *from, int64_t count)
@@ -19,14 +19,15 @@ void cpu_bias(struct device *device, struct tensor y, const void *bias)
  * number of threads. */
 enum { STRIPE = 64 };
 
-void cpu_bias_grad(struct device *device, void *dbias, struct tensor dy)
+void cpu_bias_grad(struct device *device, struct tensor dbias, struct tensor dy)
 {
     require_float(dy, "dy");
+    require_shape(dbias, 1, dy.cols, "dbias");
 #pragma omp parallel for schedule(static) num_threads(device->threads)
     for (int64_t first = 0; first < dy.cols; first += STRIPE) {
         int64_t count = dy.cols - first < STRIPE ? dy.cols - first : STRIPE;
         for (int64_t r = 0; r < dy.rows; r++)
-            add_row((float *)dbias + first, row_of(dy, r) + first, count);
+            add_row(row_of(dbias, 0) + first, row_of(dy, r) + first, count);
     }
 }
 
@@ -56,5 +57,20 @@ void cpu_scatter_rows(struct device *device, struct tensor dx, struct tensor dy,
                     (long long)dx.rows);
             if (index[r] >= 0) add_row(row_of(dx, index[r]) + first, row_of(dy, r) + first, count);
         }
+    }
+}
+
+/* y may be a row of x: a stripe of it is written after that stripe of all rows was read. */
+void cpu_sum_rows(struct device *device, struct tensor y, struct tensor x)
+{
+    require_float(x, "x");
+    require_shape(y, 1, x.cols, "y");
+#pragma omp parallel for schedule(static) num_threads(device->threads)
+    for (int64_t first = 0; first < x.cols; first += STRIPE) {
+        int64_t count = x.cols - first < STRIPE ? x.cols - first : STRIPE;
+        float sum[STRIPE] = {0};
+        for (int64_t r = 0; r < x.rows; r++)
+            add_row(sum, row_of(x, r) + first, count);
+        memcpy(row_of(y, 0) + first, sum, (size_t)count * sizeof(float));
     }
 }

@@ -5,7 +5,7 @@
  * Writes the gradient of the mean loss over all groups as raw f32, tensors in the order of the parameter
  * table without gaps, for oracles in other languages. Prints the loss. */
 #include "kernels/require.h"
-#include "runtime/step.h"
+#include "tests/trial.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,20 +50,19 @@ static int64_t parse(int argc, char **argv, struct settings *s)
     return micro;
 }
 
-static void must(enum status status)
-{
-    REQUIRE(status == STATUS_OK, "%s", status_sentence());
-}
-
 static void write_gradients(const struct engine *e, const char *path)
 {
     FILE *file = fopen(path, "wb");
     REQUIRE(file, "cannot write %s", path);
     for (int64_t i = 0; i < e->params.count; i++) {
         const struct parameter *p = &e->params.list[i];
-        REQUIRE(fwrite(e->model.gradients + p->offset, sizeof(float), (size_t)p->count, file) ==
-                    (size_t)p->count,
-                "cannot write %s", path);
+        float *values = allocate(p->count, sizeof *values);
+        REQUIRE(e->precision.gradient == DTYPE_FLOAT, "gradients are written as f32");
+        e->ops->download(e->device, values, model_run_gradient(&e->model, p->offset, p->count).data,
+                         (size_t)p->count * sizeof *values);
+        REQUIRE(fwrite(values, sizeof *values, (size_t)p->count, file) == (size_t)p->count, "cannot write %s",
+                path);
+        free(values);
     }
     REQUIRE(fclose(file) == 0, "cannot write %s", path);
 }
@@ -77,50 +76,13 @@ int main(int argc, char **argv)
                          .logits_megabytes = 64,
                          .device = device};
     int64_t micro = parse(argc, argv, &s);
-    struct comm comm;
-    struct groups groups;
-    struct engine e;
-    struct optimiser optimiser;
-    struct order order;
-    char fingerprint[65];
-    must(comm_open(&comm));
-    must(groups_open(&groups, argv[2]));
-    must(engine_open(&e, &comm, &s, s.gradient_checkpointing ? MODEL_RECOMPUTE : MODEL_TRAIN,
-                     batch_measure(&groups, micro)));
-    optimiser_open(&optimiser, &e.arena, &comm, &e.model, 1);
-    must(engine_place(&e));
-    optimiser_prepare(&optimiser);
-    order_open(&order, &groups, groups.group_count, 0, false);
-
-    double *reference = allocate(groups.completion_count, sizeof *reference);
-    struct completion_sums *sums = allocate(groups.completion_count, sizeof *sums);
-    must(engine_load(&e, argv[3], fingerprint));
-    must(engine_score(&e, &order, 0, 1, micro, NULL, "reference", sums));
-    for (int64_t i = 0; i < groups.completion_count; i++)
-        reference[i] = sums[i].logp;
-    must(engine_load(&e, argv[1], fingerprint));
-
-    struct trainer trainer = {.engine = &e,
-                              .optimiser = &optimiser,
-                              .groups = &groups,
-                              .order = &order,
-                              .reference = objective_uses_reference(s.objective.loss_type) ? reference : NULL,
-                              .micro = micro,
-                              .total_steps = 1};
+    struct trial trial;
     struct step_result result;
-    trainer_open(&trainer, false);
-    must(train_step(&trainer, 0, &result)); /* the learning rate is 0: parameters stay */
-    write_gradients(&e, argv[4]);
+    trial_open(&trial, &s, argv[2], argv[3], 0, micro);
+    must(train_step(&trial.trainer, 0, &result)); /* the learning rate is 0: parameters stay */
+    write_gradients(&trial.engine, argv[4]);
     printf("{\"loss\": %.17g, \"grad_norm\": %.17g}\n", tally_loss(&result.tally, &s.objective),
            result.gradient_norm);
-
-    trainer_close(&trainer);
-    free(reference);
-    free(sums);
-    order_close(&order);
-    optimiser_close(&optimiser);
-    engine_close(&e);
-    groups_close(&groups);
-    comm_close(&comm);
+    trial_close(&trial);
     return 0;
 }

@@ -110,6 +110,7 @@ static struct checkpoint_state state_of(int64_t step)
         .step = step, .world = comm.size, .global_batch = 9, .tokens = 1LL << 40};
     state.seed = 18446744073709551615ULL;
     hash_bytes(state.model_fingerprint, "model", 5);
+    hash_bytes(state.reference_fingerprint, "reference", 9);
     state.run_file = (char *)(uintptr_t) "a: \"b\"\nc: \303\251\t\\\n";
     state.config = (char *)(uintptr_t) "{\n  \"x\": 1e-05\n}\n";
     return state;
@@ -135,6 +136,7 @@ static int64_t load(const char *folder, int64_t step, enum split split)
     CHECK(state.step == step && state.world == comm.size && state.global_batch == 9 &&
           state.tokens == 1LL << 40);
     CHECK(state.seed == want.seed && !strcmp(state.model_fingerprint, want.model_fingerprint));
+    CHECK(!strcmp(state.reference_fingerprint, want.reference_fingerprint));
     CHECK(!strcmp(state.data_fingerprint, "") && !strcmp(state.run_file, want.run_file));
     CHECK(!strcmp(state.config, want.config));
     checkpoint_state_free(&state);

@@ -107,6 +107,17 @@ def test_export(failures, folder):
     back = folder("back")
     train(1, groups, back, model_name_or_path=folder("out"), max_steps=1)
     failures.check(records(back)[0]["rewards/margins"] == 0, "the exported folder trains again")
+    test_refused(failures, folder, run_out, groups)
+
+
+def test_refused(failures, folder, out, groups):
+    """A resume that is refused leaves the run as it was: another reference, with its cached log-probabilities gone."""
+    before = open(os.path.join(out, "run.yaml"), "rb").read()
+    os.remove(os.path.join(out, "reference.h5"))
+    job = start(2, groups, out, resume_from_checkpoint="auto", ref_model_name_or_path=folder("out"), global_batch_size=16)
+    errors = job.communicate(timeout=120)[1]
+    failures.check(job.returncode == 1 and "another reference model" in errors, f"another reference is refused: {errors[-200:]}")
+    failures.check(open(os.path.join(out, "run.yaml"), "rb").read() == before, "and run.yaml is what it was")
 
 
 with Folder() as folder:

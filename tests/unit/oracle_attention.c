@@ -5,7 +5,18 @@
  * relative error of p in numerator and denominator; sums of n terms add n u. So p is within a factor 1 + e of
  * the truth, e = 2 ((D+4) u A + 2 u R) + (n+16) u, and everything after that is sums of products, whose error
  * is carried term by term. An f32 exponential may give 0 below e^-87 = 2e-38; in sums of a thousand terms
- * with factors up to 60^3 that stays below TINY. */
+ * with factors up to 60^3 that stays below TINY.
+ *
+ * In bf16 the products are exact and summed in f32 as above, with 2 u for u (oracle_lab.c says why). On
+ * tensor cores p is rounded to bf16 before it meets v or dout, and ds before it meets k or q: each term of
+ * those sums is off by w = LAB_UNIT_BFLOAT of itself. The p may be relative to the largest score so far
+ * instead of lse, which changes no relative error. The row's sum may be of the rounded p or of the unrounded:
+ * another w. o is rounded when it is stored, and the backward pass reads that rounded o in rowsum(do o).
+ *
+ * Those bounds are for the worst case, and hide a rounding too many. So there is `noise` as well: an error of
+ * rounding spreads evenly over a unit of the last place and has a variance of at most w^2/3 of the square of
+ * the number (half of that, were mantissas spread evenly in the logarithm), and roundings are independent.
+ * One of o moves all ds of its query together. */
 #include "tests/unit/oracle_lab.h"
 #include "tests/unit/oracle_ops.h"
 
@@ -58,7 +69,9 @@ struct scene {
     double *p;
     int64_t count;
     double lse, lse_error;
-    double error; /* e above */
+    double error;  /* e above */
+    double unit;   /* of an addition: u, or 2 u */
+    double narrow; /* w where p and ds are rounded to bf16, else 0 */
 };
 
 static double dot(const double *a, const double *b, int64_t count, double *size)
@@ -103,14 +116,16 @@ static void look(struct scene *scene, const double *qkv, const struct attention_
     scene->lse = maximum + log(sum);
     for (int64_t j = 0; j < scene->count; j++)
         scene->p[j] = exp(scene->p[j] - scene->lse);
-    double u = LAB_UNIT, score = (double)(size + 4) * u * largest + 2 * u * (reach + fabs(scene->lse));
+    double u = scene->unit, score = (double)(size + 4) * u * largest + 2 * u * (reach + fabs(scene->lse));
     scene->error = 2 * score + (double)(scene->count + 16) * u;
     scene->lse_error = score + (double)(scene->count + 16) * u;
 }
 
-static struct scene scene_open(int64_t tokens)
+static struct scene scene_open(int64_t tokens, enum dtype type)
 {
-    struct scene scene = {.key = calloc((size_t)tokens, sizeof(int64_t)),
+    struct scene scene = {.unit = type == DTYPE_BFLOAT ? 2 * LAB_UNIT : LAB_UNIT,
+                          .narrow = type == DTYPE_BFLOAT ? LAB_UNIT_BFLOAT : 0,
+                          .key = calloc((size_t)tokens, sizeof(int64_t)),
                           .p = calloc((size_t)tokens, sizeof(double))};
     REQUIRE(scene.key && scene.p, "the test has no memory");
     return scene;
@@ -144,11 +159,31 @@ static void combine(double *o, double *size, const struct scene *scene, const do
     }
 }
 
-void oracle_attention(double *o, double *lse, double *o_bound, double *lse_bound, const double *qkv,
-                      int64_t tokens, const struct packing *packing, const struct attention_shape *shape,
-                      enum oracle_flaw flaw)
+/* How far o may be off as it is stored, from the sum of |terms|. */
+static double mix_error(const struct scene *scene, double absolute, double o)
 {
-    struct scene scene = scene_open(tokens);
+    double error =
+        (scene->error + 2 * scene->narrow + (double)(scene->count + 4) * scene->unit) * absolute + TINY;
+    return error + scene->narrow * (fabs(o) + error);
+}
+
+/* The variance of one element of o before it is stored, d being its place in the head. */
+static double mix_noise(const struct scene *scene, const double *qkv, const struct attention_shape *shape,
+                        int64_t key_head, int64_t d)
+{
+    double squares = 0;
+    for (int64_t j = 0; j < scene->count; j++) {
+        double term = scene->p[j] * key_row(qkv, shape, scene->key[j], shape->key_heads + key_head)[d];
+        squares += term * term;
+    }
+    return squares * scene->narrow * scene->narrow / 3;
+}
+
+void oracle_attention(double *o, double *lse, double *o_bound, double *lse_bound, double *noise,
+                      const double *qkv, int64_t tokens, const struct packing *packing,
+                      const struct attention_shape *shape, enum oracle_flaw flaw, enum dtype type)
+{
+    struct scene scene = scene_open(tokens, type);
     int64_t heads = shape->heads, size = shape->head_size;
     double spare[1024];
     for (int64_t query = 0; query < tokens; query++) {
@@ -160,8 +195,10 @@ void oracle_attention(double *o, double *lse, double *o_bound, double *lse_bound
             lse[at] = scene.lse;
             if (lse_bound) lse_bound[at] = scene.lse_error;
             for (int64_t d = 0; o_bound && d < size; d++)
-                o_bound[at * size + d] =
-                    (scene.error + (double)(scene.count + 4) * LAB_UNIT) * spare[d] + TINY;
+                o_bound[at * size + d] = mix_error(&scene, spare[d], o[at * size + d]);
+            for (int64_t d = 0; noise && d < size; d++)
+                noise[at * size + d] = mix_noise(&scene, qkv, shape, key_head_of(shape, head, flaw), d) +
+                                       scene.narrow * scene.narrow / 3 * o[at * size + d] * o[at * size + d];
         }
     }
     scene_close(&scene);
@@ -175,11 +212,12 @@ static void add_gradients(double *dqkv, double *bound, double *sizes, double *co
 {
     int64_t size = shape->head_size, width = (shape->heads + 2 * shape->key_heads) * size;
     int64_t query_at = query * width + head * size;
-    double u = LAB_UNIT, scale = (double)shape->scale, o[1024], absolute[1024], delta_size, delta_error = 0;
+    double u = scene->unit, w = scene->narrow, scale = (double)shape->scale, o[1024], absolute[1024],
+           delta_size, delta_error = 0;
     combine(o, absolute, scene, qkv, shape, key_head);
     double delta = dot(go, o, size, &delta_size), n = (double)scene->count;
     for (int64_t d = 0; d < size; d++)
-        delta_error += fabs(go[d]) * (scene->error + (n + 4) * u) * absolute[d];
+        delta_error += fabs(go[d]) * mix_error(scene, absolute[d], o[d]);
     delta_error += (double)(size + 2) * u * delta_size;
     for (int64_t j = 0; j < scene->count; j++) {
         int64_t k_at = scene->key[j] * width + (shape->heads + key_head) * size,
@@ -188,6 +226,7 @@ static void add_gradients(double *dqkv, double *bound, double *sizes, double *co
         double ds = p * (product - delta), ds_size = p * (fabs(product) + fabs(delta));
         double ds_error =
             ds_size * (scene->error + 4 * u) + p * ((double)(size + 2) * u * product_size + delta_error);
+        ds_error += w * (fabs(ds) + ds_error);
         for (int64_t d = 0; d < size; d++) {
             double q = qkv[query_at + d], k = qkv[k_at + d];
             dqkv[query_at + d] += scale * ds * k;
@@ -195,7 +234,7 @@ static void add_gradients(double *dqkv, double *bound, double *sizes, double *co
             dqkv[v_at + d] += p * go[d];
             bound[query_at + d] += scale * (ds_error + (n + 4) * u * ds_size) * fabs(k);
             bound[k_at + d] += scale * ds_error * fabs(q);
-            bound[v_at + d] += p * scene->error * fabs(go[d]);
+            bound[v_at + d] += p * (scene->error + w) * fabs(go[d]);
             sizes[k_at + d] += scale * ds_size * fabs(q);
             sizes[v_at + d] += p * fabs(go[d]);
         }
@@ -203,11 +242,43 @@ static void add_gradients(double *dqkv, double *bound, double *sizes, double *co
     }
 }
 
-void oracle_attention_grad(double *dqkv, double *bound, const double *dout, const double *qkv, int64_t tokens,
-                           const struct packing *packing, const struct attention_shape *shape,
-                           enum oracle_flaw flaw)
+/* The noise of one query and head's part of the gradients, added in. */
+static void add_noise(double *noise, const double *go, const double *qkv, const struct attention_shape *shape,
+                      const struct scene *scene, int64_t query, int64_t head, int64_t key_head)
 {
-    struct scene scene = scene_open(tokens);
+    int64_t size = shape->head_size, width = (shape->heads + 2 * shape->key_heads) * size;
+    int64_t query_at = query * width + head * size;
+    double square = scene->narrow * scene->narrow / 3, scale = (double)shape->scale, o[1024], absolute[1024];
+    combine(o, absolute, scene, qkv, shape, key_head);
+    double delta = dot(go, o, size, NULL), delta_noise = 0, mixed[1024] = {0};
+    for (int64_t d = 0; d < size; d++)
+        delta_noise += square * go[d] * go[d] * o[d] * o[d];
+    for (int64_t j = 0; j < scene->count; j++) {
+        const double *v = key_row(qkv, shape, scene->key[j], shape->key_heads + key_head);
+        double term = scene->p[j] * dot(go, v, size, NULL);
+        delta_noise += square * term * term;
+    }
+    for (int64_t j = 0; j < scene->count; j++) {
+        int64_t k_at = scene->key[j] * width + (shape->heads + key_head) * size,
+                v_at = k_at + shape->key_heads * size;
+        double p = scene->p[j], ds = scale * p * (dot(go, qkv + v_at, size, NULL) - delta);
+        for (int64_t d = 0; d < size; d++) {
+            double q = qkv[query_at + d], k = qkv[k_at + d];
+            mixed[d] += scale * p * k;
+            noise[query_at + d] += square * ds * ds * k * k;
+            noise[k_at + d] += (square * ds * ds + scale * scale * p * p * delta_noise) * q * q;
+            noise[v_at + d] += square * p * p * go[d] * go[d];
+        }
+    }
+    for (int64_t d = 0; d < size; d++)
+        noise[query_at + d] += delta_noise * mixed[d] * mixed[d];
+}
+
+void oracle_attention_grad(double *dqkv, double *bound, double *noise, const double *dout, const double *qkv,
+                           int64_t tokens, const struct packing *packing, const struct attention_shape *shape,
+                           enum oracle_flaw flaw, enum dtype type)
+{
+    struct scene scene = scene_open(tokens, type);
     int64_t heads = shape->heads, key_heads = shape->key_heads, size = shape->head_size;
     int64_t width = (heads + 2 * key_heads) * size;
     double *sizes = calloc((size_t)(tokens * width), sizeof *sizes);
@@ -215,20 +286,26 @@ void oracle_attention_grad(double *dqkv, double *bound, const double *dout, cons
     REQUIRE(sizes && counts, "the test has no memory");
     memset(dqkv, 0, (size_t)(tokens * width) * sizeof *dqkv);
     memset(bound, 0, (size_t)(tokens * width) * sizeof *bound);
+    if (noise) memset(noise, 0, (size_t)(tokens * width) * sizeof *noise);
     for (int64_t query = 0; query < tokens; query++) {
         find_keys(&scene, packing, shape->window, tokens, query, flaw);
         for (int64_t head = 0; head < heads; head++) {
             look(&scene, qkv, shape, query, head, flaw);
             add_gradients(dqkv, bound, sizes, counts, dout + (query * heads + head) * size, qkv, shape,
                           &scene, query, head, key_head_of(shape, head, flaw));
+            if (noise)
+                add_noise(noise, dout + (query * heads + head) * size, qkv, shape, &scene, query, head,
+                          key_head_of(shape, head, flaw));
         }
     }
     for (int64_t i = 0; i < tokens * width; i++) {
         int64_t head = i % width / size - heads;
         if (head >= 0)
-            bound[i] += (counts[i / width * key_heads + head % key_heads] + 4) * LAB_UNIT * sizes[i];
+            bound[i] += (counts[i / width * key_heads + head % key_heads] + 4) * scene.unit * sizes[i];
         bound[i] += TINY;
+        if (noise) noise[i] += scene.narrow * scene.narrow / 3 * dqkv[i] * dqkv[i];
     }
+    lab_stored(type, bound, dqkv, tokens * width);
     free(sizes);
     free(counts);
     scene_close(&scene);

@@ -119,13 +119,15 @@ void oracle_head_statistics(double *statistics, double *bound, const double *log
 }
 
 void oracle_adamw(double *parameter, double *moment, double *variance, double *size, const double *gradient,
-                  int64_t count, bool decay, const struct adamw *settings)
+                  int64_t count, bool decay, const struct adamw *settings, double norm)
 {
     double first = settings->beta_first, second = settings->beta_second;
     double first_bias = 1 - pow(first, (double)settings->step),
            second_bias = 1 - pow(second, (double)settings->step);
+    double scale =
+        settings->max_norm > 0 && norm > settings->max_norm ? settings->max_norm / (norm + 1e-6) : 1;
     for (int64_t i = 0; i < count; i++) {
-        double g = gradient[i] * settings->gradient_scale, p = parameter[i];
+        double g = gradient[i] * scale, p = parameter[i];
         moment[i] = first * moment[i] + (1 - first) * g;
         size[i] = first * size[i] + (1 - first) * fabs(g);
         variance[i] = second * variance[i] + (1 - second) * g * g;

@@ -36,14 +36,15 @@ enum oracle_flaw {
 bool oracle_sees(const struct packing *packing, int64_t window, int64_t query, int64_t key,
                  enum oracle_flaw flaw);
 
-/* o [N, H D], lse [N, H] from qkv [N, (H + 2K) D]; bounds (out, same shapes, may be NULL): what an f32
- * computation in any order of summation may differ by, see oracle_attention.c. */
-void oracle_attention(double *o, double *lse, double *o_bound, double *lse_bound, const double *qkv,
-                      int64_t tokens, const struct packing *packing, const struct attention_shape *shape,
-                      enum oracle_flaw flaw);
-void oracle_attention_grad(double *dqkv, double *bound, const double *dout, const double *qkv, int64_t tokens,
-                           const struct packing *packing, const struct attention_shape *shape,
-                           enum oracle_flaw flaw);
+/* o [N, H D], lse [N, H] from qkv [N, (H + 2K) D]; bounds (out, same shapes, may be NULL): what a computation
+ * of this type in any order of summation may differ by, see oracle_attention.c. noise (out, may be NULL): the
+ * variance of each result that the roundings to bf16 may cause. */
+void oracle_attention(double *o, double *lse, double *o_bound, double *lse_bound, double *noise,
+                      const double *qkv, int64_t tokens, const struct packing *packing,
+                      const struct attention_shape *shape, enum oracle_flaw flaw, enum dtype type);
+void oracle_attention_grad(double *dqkv, double *bound, double *noise, const double *dout, const double *qkv,
+                           int64_t tokens, const struct packing *packing, const struct attention_shape *shape,
+                           enum oracle_flaw flaw, enum dtype type);
 
 /* statistics (out) [T, HEAD_STATISTICS], bound (out, may be NULL) the same shape. HEAD_SPARE is 0 in both. */
 void oracle_head_statistics(double *statistics, double *bound, const double *logits, const int64_t *target,
@@ -51,6 +52,6 @@ void oracle_head_statistics(double *statistics, double *bound, const double *log
 
 /* One AdamW step of one piece. size (inout) [count]: the first moment of |g|, from which bounds are made. */
 void oracle_adamw(double *parameter, double *moment, double *variance, double *size, const double *gradient,
-                  int64_t count, bool decay, const struct adamw *settings);
+                  int64_t count, bool decay, const struct adamw *settings, double norm);
 
 #endif

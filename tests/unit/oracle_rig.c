@@ -1,6 +1,6 @@
 #include "tests/unit/oracle_rig.h"
 
-struct config rig_config(int kind)
+struct config rig_config(const struct lab *lab, int kind)
 {
     struct config config = {.family = FAMILY_LLAMA,
                             .width = 18,
@@ -34,6 +34,8 @@ struct config rig_config(int kind)
         config.rope.type = ROPE_LINEAR;
         config.rope.factor = 3;
     }
+    int64_t multiple = lab->ops->head_multiple;
+    if (multiple) config.head_size = (config.head_size + multiple - 1) / multiple * multiple;
     return config;
 }
 
@@ -97,7 +99,8 @@ double *rig_parameters(struct lab *lab, const struct params *params)
         double size = parameter->vector ? 0.3 : parameter->rows == VOCABULARY ? 0.8 : 0.5;
         double *values = lab_randoms(lab, parameter->count, 200 + (unsigned long long)p, size);
         for (int64_t i = 0; i < parameter->count; i++)
-            flat[parameter->offset + i] = lab_round(values[i] + (parameter->init == INIT_ONES ? 1 : 0));
+            flat[parameter->offset + i] =
+                lab_round_to(lab->type, values[i] + (parameter->init == INIT_ONES ? 1 : 0));
     }
     return flat;
 }
@@ -121,14 +124,15 @@ void rig_open(struct rig *rig, struct lab *lab, const struct config *config, enu
     params_layout(&rig->params, &rig->config);
     arena_open(&rig->arena, lab->ops, lab->device);
     batch_open(&rig->batch, &rig->arena, limits);
-    model_open(&rig->model, &rig->arena, &rig->config, &rig->params, mode, limits);
+    struct precision precision = {lab->type, DTYPE_FLOAT};
+    model_open(&rig->model, &rig->arena, &rig->config, &rig->params, precision, mode, limits);
     head_open(&rig->head, &rig->arena, &rig->model, limits, logits_bytes);
     REQUIRE(arena_place(&rig->arena) == STATUS_OK, "no room for a tiny model");
     model_prepare(&rig->model);
     float *values = calloc((size_t)rig->params.total, sizeof *values);
     for (int64_t i = 0; i < rig->params.total; i++)
         values[i] = (float)flat[i];
-    lab->ops->upload(lab->device, rig->model.parameters, values, (size_t)rig->params.total * sizeof *values);
+    model_put(&rig->model, values);
     lab->ops->sync(lab->device);
     free(values);
 }
@@ -158,8 +162,10 @@ struct rig_outcome rig_train(struct rig *rig, const struct groups *groups, const
     ops->zero(rig->lab->device, rig->model.gradients, bytes);
     batch_pack(&rig->batch, groups, members, count);
     struct tensor stream = model_forward(&rig->model, &rig->batch);
-    head_train(&rig->head, &rig->batch, stream, objective, reference, scale, outcome.sums, outcome.results);
+    head_begin(&rig->head);
+    head_train(&rig->head, &rig->batch, stream, objective, reference, scale);
     model_backward(&rig->model, &rig->batch, (struct bucket_listener){hear, &outcome});
+    head_take(&rig->head, outcome.sums, outcome.results);
     outcome.gradients = (float *)(void *)lab_doubles(rig->lab, rig->params.total);
     ops->download(rig->lab->device, outcome.gradients, rig->model.gradients, bytes);
     return outcome;
@@ -174,11 +180,25 @@ void rig_score(struct rig *rig, const struct groups *groups, const int64_t *memb
 
 /* -- tolerances --
  *
- * A logit is the end of a chain of 4 + 11 L ops, each a sum of at most 40 terms, relative error (40+8) u of
- * the absolute terms; with L = 3 that is 37 * 48 u = 1.1e-4 of the logit's own size if all errors are as
+ * f32: a logit is the end of a chain of 4 + 11 L ops, each a sum of at most 40 terms, relative error (40+8) u
+ * of the absolute terms; with L = 3 that is 37 * 48 u = 1.1e-4 of the logit's own size if all errors are as
  * large and as one-sided as they can be. They are not: a tenth of it is the bound per token, and of a
- * gradient the same, twice as long a chain, relative to the largest gradient of its tensor. */
-const double rig_token_bound = 1.1e-5, rig_gradient_bound = 2.2e-5;
+ * gradient the same, twice as long a chain, relative to the largest gradient of its tensor.
+ *
+ * bf16: each of the 37 ops rounds its result once, by at most w = 2^-8 and w / sqrt 3 as a rule,
+ * independently: sqrt(37) w / sqrt 3 = 1.4 % of a logit, and three times that as the bound per token. The
+ * gradient's chain is twice as long, sqrt 2, and it is multiplied by a coefficient that inherits the relative
+ * error of the weight (the token's) and that of the margin: 0.3 sqrt(24 tokens) of a token's, half of which
+ * is sigmoid's slope. 1.4 + 1 + 0.7 = 3.1 times the bound of a token. */
+double rig_token_bound(const struct lab *lab)
+{
+    return lab->type == DTYPE_FLOAT ? 1.1e-5 : 0.041;
+}
+
+double rig_gradient_bound(const struct lab *lab)
+{
+    return lab->type == DTYPE_FLOAT ? 2.2e-5 : 0.13;
+}
 
 static void six(double *values, const struct completion_sums *sums)
 {
@@ -187,8 +207,8 @@ static void six(double *values, const struct completion_sums *sums)
            6 * sizeof *values);
 }
 
-double rig_sums_worst(const struct completion_sums *got, const struct completion_sums *want,
-                      const int64_t *index, int64_t count)
+double rig_sums_worst(const struct lab *lab, const struct completion_sums *got,
+                      const struct completion_sums *want, const int64_t *index, int64_t count)
 {
     double worst = 0;
     for (int64_t s = 0; s < count; s++) {
@@ -197,7 +217,9 @@ double rig_sums_worst(const struct completion_sums *got, const struct completion
         six(a, &got[s]);
         six(b, other);
         for (int i = 0; i < 6; i++)
-            bound[i] = rig_token_bound * (fabs(b[i]) + (double)other->count);
+            bound[i] = rig_token_bound(lab) * (fabs(b[i]) + (double)other->count);
+        /* Whether a token is the likeliest is a question of near ties, which bf16 may answer otherwise. */
+        if (lab->type != DTYPE_FLOAT) bound[5] = 1 + (double)other->count / 10;
         worst = fmax(worst, lab_worst(a, b, bound, 6, NULL));
         if (got[s].count != other->count) worst = (double)INFINITY;
     }
@@ -226,7 +248,7 @@ double rig_gradients_worst(const struct rig *rig, const float *got, const float 
             largest = fmax(largest, fabs((double)want[i]));
             difference = fmax(difference, fabs((double)got[i] - (double)want[i]));
         }
-        worst = fmax(worst, difference > 0 ? difference / (rig_gradient_bound * largest) : 0);
+        worst = fmax(worst, difference > 0 ? difference / (rig_gradient_bound(rig->lab) * largest) : 0);
     }
     return worst;
 }

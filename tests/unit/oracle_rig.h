@@ -10,7 +10,7 @@ enum { KINDS = 4, GROUPS = 5, PAIR = 2, COMPLETIONS = GROUPS * PAIR, VOCABULARY 
 
 /* Llama with long-context scaling and heads wider than C / H; Mistral with a window; Qwen2 with biases and a
  * tied head; Llama with linear scaling, tied. */
-struct config rig_config(int kind);
+struct config rig_config(const struct lab *lab, int kind);
 
 /* A groups file in memory. */
 struct rig_text {
@@ -25,7 +25,7 @@ void rig_text(struct rig_text *text);
 /* The same completions, each with a copy of its prompt, nothing shared: group s holds completion s. */
 void rig_text_separate(struct rig_text *separate, const struct rig_text *text);
 
-/* Parameters large enough that every part matters: exact in f32; freed by lab_release. */
+/* Parameters large enough that every part matters: exact in lab->type; freed by lab_release. */
 double *rig_parameters(struct lab *lab, const struct params *params);
 
 /* Reference log-probabilities near what such a model says, so that margins are small but not 0. */
@@ -66,9 +66,10 @@ void rig_truth(struct completion_sums *sums, const double *flat, const struct pa
 
 /* Largest difference as a multiple of the bound (oracle_rig.c says where it comes from). got[s] is compared
  * with want[index[s]], index NULL: with want[s]. */
-double rig_sums_worst(const struct completion_sums *got, const struct completion_sums *want,
-                      const int64_t *index, int64_t count);
+double rig_sums_worst(const struct lab *lab, const struct completion_sums *got,
+                      const struct completion_sums *want, const int64_t *index, int64_t count);
 double rig_gradients_worst(const struct rig *rig, const float *got, const float *want);
-extern const double rig_token_bound, rig_gradient_bound;
+double rig_token_bound(const struct lab *lab);
+double rig_gradient_bound(const struct lab *lab);
 
 #endif

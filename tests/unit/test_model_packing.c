@@ -26,7 +26,7 @@ static void against_other_packings(struct study *s)
         reference[i] = s->reference[backward_completions[i]];
     struct rig_outcome turned =
         rig_train(&s->rig, &s->text.groups, backward, GROUPS, &s->objective, reference, loss_scale);
-    CHECK(rig_sums_worst(turned.sums, s->whole.sums, backward_completions, COMPLETIONS) <= 1);
+    CHECK(rig_sums_worst(s->lab, turned.sums, s->whole.sums, backward_completions, COMPLETIONS) <= 1);
     CHECK(rig_gradients_worst(&s->rig, turned.gradients, s->whole.gradients) <= 1);
 
     int64_t total = s->rig.params.total; /* one group at a time: the gradients add up */
@@ -35,22 +35,24 @@ static void against_other_packings(struct study *s)
         struct rig_outcome alone =
             rig_train(&s->rig, &s->text.groups, &g, 1, &s->objective, s->reference + g * PAIR, loss_scale);
         int64_t pair[PAIR] = {g * PAIR, g * PAIR + 1};
-        CHECK(rig_sums_worst(alone.sums, s->whole.sums, pair, PAIR) <= 1);
+        CHECK(rig_sums_worst(s->lab, alone.sums, s->whole.sums, pair, PAIR) <= 1);
         for (int64_t i = 0; i < total; i++)
             sum[i] += alone.gradients[i];
         if (g == 0) first = alone.gradients;
     }
     CHECK(rig_gradients_worst(&s->rig, sum, s->whole.gradients) <= 1);
-    CHECK(rig_gradients_worst(&s->rig, first, s->whole.gradients) > 1); /* one group is not the sum */
+    if (s->lab->type ==
+        DTYPE_FLOAT) /* one group is not the sum: in bf16 the others may hide in its roundings */
+        CHECK(rig_gradients_worst(&s->rig, first, s->whole.gradients) > 1);
 
     struct rig apart; /* every completion with its own copy of the prompt */
     struct completion_sums sums[COMPLETIONS];
     rig_open(&apart, s->lab, &s->config, MODEL_SCORE, &s->separate.groups, s->flat, 1 << 20);
     rig_score(&apart, &s->separate.groups, everyone, COMPLETIONS, sums);
-    CHECK(rig_sums_worst(sums, s->whole.sums, NULL, COMPLETIONS) <= 1);
+    CHECK(rig_sums_worst(s->lab, sums, s->whole.sums, NULL, COMPLETIONS) <= 1);
     for (int64_t c = 0; c < COMPLETIONS; c++) { /* and all by itself */
         rig_score(&apart, &s->separate.groups, &c, 1, sums);
-        CHECK(rig_sums_worst(sums, s->whole.sums, &c, 1) <= 1);
+        CHECK(rig_sums_worst(s->lab, sums, s->whole.sums, &c, 1) <= 1);
     }
     rig_close(&apart);
 }
@@ -81,8 +83,9 @@ static void shared_gradients(struct study *s)
     }
     for (int64_t i = 0; i < rig.params.total;
          i++) /* the halves may cancel: their size is what roundings refer to */
-        if (fabs((double)shared.gradients[i] - (double)difference[i]) > 2 * rig_gradient_bound * largest) {
-            CHECK_NEAR(shared.gradients[i], difference[i], 2 * rig_gradient_bound * largest);
+        if (fabs((double)shared.gradients[i] - (double)difference[i]) >
+            2 * rig_gradient_bound(s->lab) * largest) {
+            CHECK_NEAR(shared.gradients[i], difference[i], 2 * rig_gradient_bound(s->lab) * largest);
             break;
         }
     CHECK(rig_gradients_worst(&rig, apart.gradients, difference) > 1);
@@ -115,7 +118,7 @@ static void against_other_modes(struct study *s)
     rig_open(&rig, s->lab, &s->config, MODEL_TRAIN, &s->text.groups, s->flat, 1);
     CHECK(rig.head.chunk == 16);
     again = rig_train(&rig, &s->text.groups, everyone, GROUPS, &s->objective, s->reference, loss_scale);
-    CHECK(rig_sums_worst(again.sums, s->whole.sums, NULL, COMPLETIONS) <= 1);
+    CHECK(rig_sums_worst(s->lab, again.sums, s->whole.sums, NULL, COMPLETIONS) <= 1);
     CHECK(rig_gradients_worst(&rig, again.gradients, s->whole.gradients) <= 1);
     struct completion_sums pieces[COMPLETIONS];
     rig_score(&rig, &s->text.groups, everyone, GROUPS, pieces);
@@ -129,7 +132,7 @@ static void study_kind(struct lab *lab, int kind)
     struct study *s = &study;
     memset(s, 0, sizeof *s);
     s->lab = lab;
-    s->config = rig_config(kind);
+    s->config = rig_config(lab, kind);
     s->objective = (struct objective){LOSS_SIGMOID, WEIGHTING_SAMPLED, WEIGHT_BOTH, true, 0.3, 0.1};
     rig_text(&s->text);
     rig_text_separate(&s->separate, &s->text);
@@ -151,7 +154,7 @@ static void study_kind(struct lab *lab, int kind)
 
 static void all(struct lab *lab)
 {
-    for (int kind = 0; kind < KINDS; kind++)
+    for (int kind = lab->slow ? 2 : 0; kind < KINDS; kind++)
         study_kind(lab, kind);
 }
 

@@ -1,4 +1,5 @@
-/* The optimiser's ops, and the device's memory. */
+/* The optimiser's ops where parameters and moments are f32: against the oracle. test_ops_masters.c has bf16.
+ */
 #include "tests/unit/oracle_lab.h"
 #include "tests/unit/oracle_ops.h"
 
@@ -25,13 +26,20 @@ static void make_piece(struct lab *lab, struct piece *piece, int64_t count, unsi
         piece->variance[i] = fabs(piece->variance[i]);
         piece->size[i] = fabs(piece->moment[i]);
     }
-    piece->mp = lab_matrix(lab, 1, count, 0);
-    piece->mm = lab_matrix(lab, 1, count, 0);
-    piece->mv = lab_matrix(lab, 1, count, 0);
-    piece->mg = lab_matrix(lab, 1, count, 0);
+    int64_t margin = count % 2 ? 3 : 0; /* pieces begin anywhere in the model */
+    piece->mp = lab_floats(lab, 1, count, margin);
+    piece->mm = lab_floats(lab, 1, count, margin);
+    piece->mv = lab_floats(lab, 1, count, margin);
+    piece->mg = lab_matrix(lab, 1, count, margin);
     lab_put(&piece->mp, piece->parameter);
     lab_put(&piece->mm, piece->moment);
     lab_put(&piece->mv, piece->variance);
+}
+
+/* A number in device memory. */
+static double *on_device(struct lab *lab, double value)
+{
+    return lab_array(lab, &value, sizeof value);
 }
 
 /* Each step, in f32 with constants made in double: a moment takes 4 roundings of terms whose absolute values
@@ -65,58 +73,104 @@ static void compare_piece(struct lab *lab, struct piece *piece, int64_t count, c
     LAB_DIFFERS(got, piece->parameter, piece->bound, count);
 }
 
-static void try_adamw(struct lab *lab, struct adamw settings, bool fresh)
+static void try_adamw(struct lab *lab, struct adamw settings, double norm, bool fresh)
 {
     struct piece pieces[PIECES];
     struct adamw_piece list[PIECES];
-    for (int p = 0; p < PIECES; p++)
-        make_piece(lab, &pieces[p], piece_counts[p], 50 + 10 * (unsigned long long)p, fresh);
+    double *norm_on_device = on_device(lab, norm);
+    settings.gradient_type = lab->type;
+    for (int p = 0; p < PIECES; p++) {
+        struct piece *piece = &pieces[p];
+        make_piece(lab, piece, piece_counts[p], 50 + 10 * (unsigned long long)p, fresh);
+        list[p] = (struct adamw_piece){.parameter = piece->mp.view.data,
+                                       .moment = piece->mm.view.data,
+                                       .variance = piece->mv.view.data,
+                                       .gradient = piece->mg.view.data,
+                                       .count = piece_counts[p],
+                                       .first = 5000 * p,
+                                       .decay = p % 2 == 0};
+    }
     for (int s = 0; s < STEPS; s++, settings.step++) {
         for (int p = 0; p < PIECES; p++) {
             int64_t count = piece_counts[p];
             double *gradient =
                 lab_randoms(lab, count, 100 + 10 * (unsigned long long)s + (unsigned long long)p, 2);
-            bool decay = p % 2 == 0;
             if (count > 5) gradient[5] = 0;
             lab_put(&pieces[p].mg, gradient);
-            list[p] = (struct adamw_piece){pieces[p].mp.view.data,
-                                           pieces[p].mm.view.data,
-                                           pieces[p].mv.view.data,
-                                           pieces[p].mg.view.data,
-                                           count,
-                                           decay};
             oracle_adamw(pieces[p].parameter, pieces[p].moment, pieces[p].variance, pieces[p].size, gradient,
-                         count, decay, &settings);
+                         count, list[p].decay, &settings, norm);
         }
-        lab->ops->adamw(lab->device, list, PIECES, &settings);
+        lab->ops->adamw(lab->device, list, PIECES, &settings, norm_on_device);
         for (int p = 0; p < PIECES; p++) {
             CHECK(lab_unchanged(&pieces[p].mg));
             compare_piece(lab, &pieces[p], piece_counts[p], &settings, s + 1);
         }
     }
-    /* Decay: with no gradient and no history the parameter shrinks by rate * weight_decay, or stays as it is.
-     */
     lab_release(lab);
 }
 
+/* One piece of seven, alone. */
+struct seven {
+    struct lab_matrix mp, mm, mv, mg;
+    struct adamw_piece piece;
+};
+
+static struct seven seven_of(struct lab *lab, const double *p, const double *g, bool decay)
+{
+    double *zeros = lab_doubles(lab, 7);
+    struct seven s = {lab_floats(lab, 1, 7, 0),
+                      lab_floats(lab, 1, 7, 0),
+                      lab_floats(lab, 1, 7, 0),
+                      lab_matrix(lab, 1, 7, 0),
+                      {0}};
+    lab_put(&s.mp, p);
+    lab_put(&s.mm, zeros);
+    lab_put(&s.mv, zeros);
+    lab_put(&s.mg, g);
+    s.piece = (struct adamw_piece){.parameter = s.mp.view.data,
+                                   .moment = s.mm.view.data,
+                                   .variance = s.mv.view.data,
+                                   .gradient = s.mg.view.data,
+                                   .count = 7,
+                                   .decay = decay};
+    return s;
+}
+
+static const struct adamw halving = {
+    .rate = 0.125, .beta_first = 0.9, .beta_second = 0.999, .epsilon = 1e-8, .weight_decay = 0.5, .step = 1};
+
+/* With no gradient and no history a parameter shrinks by rate * weight_decay, or stays as it is. */
 static void try_decay(struct lab *lab)
 {
-    struct adamw settings = {0.125, 0.9, 0.999, 1e-8, 0.5, 1, 1};
+    struct adamw settings = halving;
     double *zeros = lab_doubles(lab, 7), *p = lab_randoms(lab, 7, 70, 1), *got = lab_doubles(lab, 7);
+    settings.gradient_type = lab->type;
     for (int decay = 0; decay < 2; decay++) {
-        struct lab_matrix mp = lab_matrix(lab, 1, 7, 0), mm = lab_matrix(lab, 1, 7, 0),
-                          mv = lab_matrix(lab, 1, 7, 0);
-        struct lab_matrix mg = lab_matrix(lab, 1, 7, 0);
-        lab_put(&mp, p);
-        lab_put(&mm, zeros);
-        lab_put(&mv, zeros);
-        lab_put(&mg, zeros);
-        struct adamw_piece piece = {mp.view.data, mm.view.data, mv.view.data, mg.view.data, 7, decay};
-        lab->ops->adamw(lab->device, &piece, 1, &settings);
-        LAB_GET(mp, got);
+        struct seven s = seven_of(lab, p, zeros, decay);
+        lab->ops->adamw(lab->device, &s.piece, 1, &settings, on_device(lab, 0));
+        LAB_GET(s.mp, got);
         for (int i = 0; i < 7; i++) /* 1/16 is exact; at most two roundings */
             CHECK_NEAR(got[i], p[i] * (decay ? 1 - 0.0625 : 1), decay ? 2 * LAB_UNIT * fabs(p[i]) : 0);
     }
+    lab_release(lab);
+}
+
+/* Where the norm is no number nothing changes, clipping or not; where it is, something does. */
+static void try_broken_norm(struct lab *lab)
+{
+    const double norms[] = {NAN, (double)INFINITY, -NAN, 3};
+    double *p = lab_randoms(lab, 7, 71, 1), *g = lab_randoms(lab, 7, 72, 1);
+    for (int n = 0; n < 4; n++)
+        for (int clip = 0; clip < 2; clip++) {
+            struct adamw settings = halving;
+            settings.gradient_type = lab->type;
+            settings.max_norm = clip;
+            struct seven s = seven_of(lab, p, g, true);
+            lab->ops->adamw(lab->device, &s.piece, 1, &settings, on_device(lab, norms[n]));
+            bool same = lab_unchanged(&s.mp) && lab_unchanged(&s.mm) && lab_unchanged(&s.mv);
+            bool other = !lab_unchanged(&s.mp) && !lab_unchanged(&s.mm) && !lab_unchanged(&s.mv);
+            CHECK(isfinite(norms[n]) ? other : same);
+        }
     lab_release(lab);
 }
 
@@ -124,12 +178,12 @@ static void try_decay(struct lab *lab)
 
 static double squares_of(struct lab *lab, const double *x, int64_t count)
 {
-    struct lab_matrix mx = lab_matrix(lab, 1, count, 0);
+    struct lab_matrix mx = lab_matrix(lab, 1, count, count % 3);
     double result[3] = {-7, NAN, -7};
     lab_put(&mx, x);
-    double *on_device = lab_array(lab, result, sizeof result);
-    lab->ops->sum_squares(lab->device, on_device + 1, mx.view.data, count);
-    lab->ops->download(lab->device, result, on_device, sizeof result);
+    double *memory = lab_array(lab, result, sizeof result);
+    lab->ops->sum_squares(lab->device, memory + 1, mx.view);
+    lab->ops->download(lab->device, result, memory, sizeof result);
     CHECK(lab_unchanged(&mx) && result[0] == -7 && result[2] == -7);
     lab_note(lab, "sum_squares", &result[1], sizeof result[1]);
     return result[1];
@@ -163,58 +217,68 @@ static void try_squares(struct lab *lab)
     for (int64_t i = 0; i < 60001; i++)
         x[i] = i ? 1 : 4096;
     CHECK_NEAR(squares_of(lab, x, 60001), 16777216.0 + 60000, 61 * LAB_UNIT * 16777216.0);
-    x[0] = 1e25f; /* its square is beyond f32 but not beyond double */
+    x[0] = lab_round_to(lab->type, 1e25); /* its square is beyond f32 but not beyond double */
     double large = squares_of(lab, x, 60001), truth = x[0] * x[0];
     CHECK_NEAR(large, truth, 61 * LAB_UNIT * truth);
     lab_release(lab);
 }
 
-/* -- memory ----------------------------------------------------------------------------------- */
-
-static void try_memory(struct lab *lab)
+/* In order and in double, so the same bits; whatever is no number shows. */
+static void try_norm(struct lab *lab)
 {
-    const struct ops *ops = lab->ops;
-    static const size_t sizes[] = {1, 63, 64, 65, 4097};
-    for (int s = 0; s < 5; s++) {
-        size_t bytes = sizes[s];
-        unsigned char host[4097], back[4097];
-        for (size_t i = 0; i < bytes; i++)
-            host[i] = (unsigned char)(i * 31 + 7);
-        char *a = ops->alloc(lab->device, bytes), *b = ops->alloc(lab->device, bytes);
-        CHECK(a && b && (uintptr_t)a % 64 == 0 && (uintptr_t)b % 64 == 0);
-        ops->upload(lab->device, a, host, bytes);
-        ops->zero(lab->device, b, bytes);
-        ops->copy(lab->device, b, a, bytes - 1);
-        ops->download(lab->device, back, b, bytes);
-        CHECK(memcmp(back, host, bytes - 1) == 0 && back[bytes - 1] == 0);
-        ops->download(lab->device, back, a, bytes);
-        CHECK(memcmp(back, host, bytes) == 0);
-        ops->free(lab->device, a);
-        ops->free(lab->device, b);
+    static const int64_t counts[] = {1, 2, 7, 300};
+    for (int c = 0; c < 4; c++) {
+        double squares[300], result[3] = {-7, NAN, -7}, sum = 0, other = 0;
+        unsigned long long state = 9;
+        for (int64_t i = 0; i < counts[c]; i++)
+            sum += squares[i] = exp2(20 * check_uniform(&state));
+        for (int64_t i = counts[c] - 1; i >= 0; i--)
+            other += squares[i];
+        double *memory = lab_array(lab, result, sizeof result);
+        double *given = lab_array(lab, squares, (size_t)counts[c] * sizeof *squares);
+        lab->ops->norm(lab->device, memory + 1, given, counts[c]);
+        lab->ops->download(lab->device, result, memory, sizeof result);
+        CHECK(result[0] == -7 && result[1] == sqrt(sum) && result[2] == -7);
+        if (counts[c] == 300) CHECK(result[1] != sqrt(other)); /* another order shows */
+        lab_note(lab, "norm", &result[1], sizeof result[1]);
+        squares[counts[c] / 2] = NAN;
+        given = lab_array(lab, squares, (size_t)counts[c] * sizeof *squares);
+        lab->ops->norm(lab->device, memory + 1, given, counts[c]);
+        lab->ops->download(lab->device, result, memory, sizeof result);
+        CHECK(isnan(result[1]));
     }
-    float some[9];
-    char *poisoned = ops->alloc(lab->device, sizeof some);
-    ops->zero(lab->device, poisoned, sizeof some);
-    ops->poison(lab->device, poisoned, 7 * sizeof *some);
-    ops->download(lab->device, some, poisoned, sizeof some);
-    for (int i = 0; i < 9; i++)
-        CHECK(i < 7 ? isnan(some[i]) : some[i] == 0);
-    ops->free(lab->device, poisoned);
-#ifndef __SANITIZE_ADDRESS__ /* which ends the program when so much is asked for */
-    CHECK(ops->alloc(lab->device, (size_t)1 << 60) == NULL);
-#endif
-    ops->free(lab->device, NULL);
-    CHECK(ops->name && *ops->name);
+    lab_release(lab);
 }
 
 static void all(struct lab *lab)
 {
-    try_adamw(lab, (struct adamw){1e-3, 0.9, 0.999, 1e-8, 0.01, 1, 1}, true);
-    try_adamw(lab, (struct adamw){0.05, 0.9, 0.95, 1e-6, 0.1, 0.37, 1}, true); /* gradients clipped to 0.37 */
-    try_adamw(lab, (struct adamw){1e-2, 0.8, 0.999, 1e-8, 0, 2.5e-3, 1000}, false);
+    struct adamw plain = {.rate = 1e-3,
+                          .beta_first = 0.9,
+                          .beta_second = 0.999,
+                          .epsilon = 1e-8,
+                          .weight_decay = 0.01,
+                          .step = 1};
+    struct adamw quick = {.rate = 0.05,
+                          .beta_first = 0.9,
+                          .beta_second = 0.95,
+                          .epsilon = 1e-6,
+                          .weight_decay = 0.1,
+                          .max_norm = 1,
+                          .step = 1};
+    struct adamw late = {.rate = 1e-2,
+                         .beta_first = 0.8,
+                         .beta_second = 0.999,
+                         .epsilon = 1e-8,
+                         .max_norm = 0.25,
+                         .step = 1000};
+    try_adamw(lab, plain, 80, true); /* no clipping, whatever the norm */
+    try_adamw(lab, quick, 2.7, true);
+    try_adamw(lab, quick, 0.99, false); /* clipping, but not of so small a gradient */
+    try_adamw(lab, late, 100, false);
     try_decay(lab);
+    try_broken_norm(lab);
     try_squares(lab);
-    try_memory(lab);
+    try_norm(lab);
 }
 
 int main(void)

@@ -1,4 +1,5 @@
 #include "launcher/keyfile.h"
+#include "kernels/ops.h"
 #include "launcher/keys.h"
 #include "launcher/runfile.h"
 #include "tests/check.h"
@@ -115,11 +116,11 @@ static void test_aliases(void)
     CHECK(r.settings.objective.weighting == WEIGHTING_SAMPLED);
     runfile_free(&r);
     CHECK(read_run(&r,
-                   "bf16: false\noptim: adamw_torch\nreport_to: [none]\nlora_target_modules: [q, k]\n"
+                   "fp16: false\noptim: adamw_torch\nreport_to: [none]\nlora_target_modules: [q, k]\n"
                    "precompute_ref_log_probs: true\ngradient_checkpointing_kwargs: {use_reentrant: false}\n",
                    "--disable_dropout true") == STATUS_OK);
     CHECK(r.note_count == 1);
-    CHECK_TEXT(r.notes[0], "bf16, optim, report_to, lora_target_modules, precompute_ref_log_probs, "
+    CHECK_TEXT(r.notes[0], "fp16, optim, report_to, lora_target_modules, precompute_ref_log_probs, "
                            "gradient_checkpointing_kwargs, disable_dropout");
     runfile_free(&r);
 }
@@ -162,7 +163,10 @@ static void test_errors(void)
         {"beta: 1\n  - 2\n", "", "beta is '1 - 2', which is not a number"},
         {"eval_file: \xff\xfe\n", "", ":4: not UTF-8"},
         {"eval_file: caf\xe9\n", "", ":4: not UTF-8"},
-        {"bf16: true\n", "", "bf16 is 'true', which wpo does not do"},
+        {"bf16: true\n", "", "the key for it is dtype"},
+        {"fp16: true\n", "", "fp16 is 'true', which wpo does not do"},
+        {"device: cpu\ndtype: bfloat16\n", "", "device cpu computes in float32"},
+        {"dtype: float32\ngradient_dtype: bfloat16\n", "", "gradient_dtype is bfloat16, but dtype is float32"},
         {"max_length: 512\n", "", "lengths are decided by wpo prepare"},
         {"rpo_alpha: 1.0\n", "", "rpo_alpha"},
         {"report_to: [wandb, none]\n", "", "report_to asks for more than wpo has"},
@@ -193,11 +197,11 @@ static void test_errors(void)
         {"save_steps: -5\n", "", "save_steps is -5"},
         {"resume_from_checkpoint: auto\noverwrite_output_dir: true\n", "", "exclude each other"},
 #ifndef WPO_CUDA
-        {"device: cuda\n", "", "built without CUDA"},
 #endif
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
         check_fails(cases[i][0], cases[i][1], cases[i][2]);
+    if (!cuda_ops()) check_fails("device: cuda\n", "", "built without CUDA");
 }
 
 static void check_file_fails(const char *bytes, size_t count, const char *sentence)
