@@ -19,18 +19,24 @@
  * test_model*.c.
  *
  * What a kernel may rely on, and what ends the process with one sentence:
- * - Threads of a block run one at a time, each on a stack of its own, in an order drawn anew at every turn
- *   (CUDA_ON_CPU_SEED=n draws another); blocks one after another, in drawn order. A launch is done when it
+ *
+ * Threads of a block run one at a time, each on a stack of its own, in an order drawn anew at every turn
+ * (CUDA_ON_CPU_SEED=n draws another); blocks run one after another, in drawn order. A launch is done when it
  * returns.
- * - __shared__ arrays (fixed size; write __align__(16), not alignas) and SHARED_DYNAMIC are filled with NaN
+ *
+ * __shared__ arrays (of fixed size; write __align__(16), not alignas) and SHARED_DYNAMIC are filled with NaN
  * (bytes 0xff) before each block, memory of cudaMalloc when it is allocated. Dynamic shared memory above 48
  * KiB must be allowed by cudaFuncSetAttribute first.
- * - All threads of a block reach the same __syncthreads(), all lanes of a mask the same collective, or the
+ *
+ * All threads of a block reach the same __syncthreads(), all lanes of a mask the same collective, or the
  * process ends. Lanes that have returned take no part in anything any more: let whole warps return, or none.
- * - A shuffle from a lane outside its mask, a misaligned ldmatrix or cp.async, an address that is not in
- * shared memory where one must be: the process ends. cp.async fills its target with NaN when it is issued and
- * with the data when it is waited for.
- * - Out of bounds and misaligned accesses are found by the sanitizers.
+ *
+ * A shuffle from a lane outside its mask, a misaligned ldmatrix or cp.async, an address that is not in shared
+ * memory where one must be: the process ends. cp.async fills its target with NaN when it is issued, and with
+ * the data when it is waited for.
+ *
+ * Accesses out of bounds and misaligned ones are found by the sanitizers. Without them, what is read beyond
+ * device memory is NaN, and what is written there is noticed when it is freed.
  *
  * The device: CUDA_ON_CPU_DEVICES (1), CUDA_ON_CPU_CAPABILITY (9.0), CUDA_ON_CPU_MEMORY (8G; K, M, G).
  * The first part is C as well; kernels are C++. */

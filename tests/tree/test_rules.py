@@ -13,6 +13,7 @@ DOORS = {  # a header: the only files that may include it
     "nccl.h": {"runtime/nccl.c"},
     "hdf5.h": {"runtime/hdf.c"},
     "dnnl.h": {"kernels/cpu/gemm.c", "benchmarks/step.c"},  # the benchmark measures the library itself
+    "cublasLt.h": {"kernels/cuda/gemm.cu"},
     "jansson.h": {"runtime/json.c"},
     "yaml.h": {"launcher/keyfile.c"},
     "openssl/": {"runtime/hash.c"},
