@@ -133,7 +133,7 @@ OBJECTIVE_FUNCTION struct group_result objective_group(const struct objective *o
     switch (objective->loss_type) {
     case LOSS_SFT:
         result.loss = -sums[0].logp;
-        coefficient[0] = -1;
+        coefficient[0] = fabs(result.loss) < HUGE_VAL ? -1 : NAN;
         return result;
     case LOSS_SIGMOID:
         result.loss =
@@ -145,7 +145,7 @@ OBJECTIVE_FUNCTION struct group_result objective_group(const struct objective *o
     if (objective->weighting != WEIGHTING_NONE) {
         result.log_weight = pair_log_weight(objective, &sums[0], &sums[1]);
         result.clamped = objective->weight_clamp && result.log_weight > 0;
-        result.weight = result.clamped ? 1 : exp(result.log_weight < 60 ? result.log_weight : 60);
+        result.weight = result.clamped ? 1 : exp(result.log_weight > 60 ? 60 : result.log_weight);
     }
     result.loss *= result.weight;
     coefficient[0] *= result.weight;

@@ -76,10 +76,12 @@ struct adamw {
 
 struct ops {
     const char *name; /* "cpu", "cuda" */
-    /* Head sizes that attention takes: multiples of head_multiple up to head_limit (0: any). */
+    /* Head sizes that attention takes: multiples of head_multiple up to head_limit (0: any), on this device
+     * up to head_fits() with its backward. */
     int64_t head_multiple, head_limit;
-    bool has_bfloat; /* computes in bf16 as well as in f32 */
-    bool on_host;    /* device memory is host memory, and ops are done when they return */
+    int64_t (*head_fits)(struct device *device, enum dtype type); /* NULL: head_limit */
+    bool has_bfloat;                                              /* computes in bf16 as well as in f32 */
+    bool on_host; /* device memory is host memory, and ops are done when they return */
 
     /* -- the device and its memory ------------------------------------------------------------ */
 
@@ -91,6 +93,9 @@ struct ops {
     void (*close)(struct device *device);
     /* For people: name, memory, driver. Owned by the device. */
     const char *(*describe)(struct device *device);
+    /* The hardware's own mark: no two devices of a host have the same, whatever index a process sees them
+     * under. NULL for `cpu`. */
+    void (*identity)(struct device *device, unsigned char mark[16]);
     void *(*alloc)(struct device *device,
                    size_t bytes); /* 64-byte aligned, not cleared; NULL when there is no room */
     void (*free)(struct device *device, void *memory);
@@ -202,7 +207,10 @@ struct ops {
      * norm (in, device memory): of the whole gradient; where it is not finite nothing changes. */
     void (*adamw)(struct device *device, const struct adamw_piece *pieces, int64_t piece_count,
                   const struct adamw *settings, const double *norm);
-    /* y (out) [1,n] = sum over the rows of x (in) [R,n], in order; f32. y may be a row of x. */
+    /* result (out, device memory) = sum mod 2^64 of checksum_word(bits of x_i, i) over x (in) [1,n], any type
+     * (kernels/checksum.h): the same on every backend. */
+    void (*checksum)(struct device *device, uint64_t *result, struct tensor x);
+    /* y (out) [1,n] = sum over the rows of x (in) [R,n], in order. y may be a row of x. */
     void (*sum_rows)(struct device *device, struct tensor y, struct tensor x);
 };
 

@@ -66,7 +66,7 @@ static void print_json(const struct evaluation *evaluation)
     json_put_int(root, "completions", evaluation->groups.completion_count);
     for (int64_t i = 0; i < evaluation->metric_count; i++) {
         const struct metric *metric = &evaluation->metrics[i];
-        if (!isnan(metric->value)) json_put_number(root, metric->name, metric->value);
+        if (isfinite(metric->value)) json_put_number(root, metric->name, metric->value);
     }
     char *text = json_text(json, 0);
     printf("%s\n", text);
@@ -86,7 +86,7 @@ static void print_table(const struct evaluation *evaluation)
     for (int64_t i = 0; i < evaluation->metric_count; i++) {
         char number[32];
         const struct metric *metric = &evaluation->metrics[i];
-        if (isnan(metric->value)) continue;
+        if (!isfinite(metric->value)) continue;
         printf("%-*s  %s\n", (int)width, metric->name, progress_number(number, metric->value));
     }
 }

@@ -27,8 +27,8 @@
     {"weight_clamp", OPTION_FLAG, KEY(fields, objective.weight_clamp), "true", 0, 0, NULL, NULL, \
      "a pair's weight is at most 1, as in the authors' code", false, false}
 #define KEYS_MACHINE(fields) \
-    {"logits_megabytes", OPTION_INTEGER, KEY(fields, logits_megabytes), "256", 1, 1e6, NULL, NULL, \
-     "memory that one chunk of logits may take", false, false}, \
+    {"logits_megabytes", OPTION_INTEGER, KEY(fields, logits_megabytes), "0", 0, 1e6, NULL, NULL, \
+     "memory that one chunk of logits may take; 0: 256 on a CPU, 2048 on a GPU", false, false}, \
     {"threads", OPTION_INTEGER, KEY(fields, threads), "0", 0, 4096, NULL, NULL, \
      "CPU threads of a rank; 0: the ranks of a host share its cores", false, false}, \
     {"device", OPTION_TEXT, KEY(fields, device), "auto", 0, 0, "auto|cpu|cuda", NULL, \

@@ -15,13 +15,23 @@
 static enum status check_head_size(const struct engine *engine)
 {
     const struct ops *ops = engine->ops;
-    int64_t size = engine->config.head_size;
-    if (!ops->head_limit || (size <= ops->head_limit && size % ops->head_multiple == 0)) return STATUS_OK;
+    int64_t size = engine->config.head_size, limit = ops->head_limit;
+    if (ops->head_fits) limit = ops->head_fits(engine->device, engine->precision.compute);
+    if (!ops->head_limit || (size <= limit && size % ops->head_multiple == 0)) return STATUS_OK;
     return fail(
-        "%s: the model's attention heads are %lld wide, and the %s device takes multiples of %lld up to "
+        "%s: the model's attention heads are %lld wide, and this device (%s) takes multiples of %lld up to "
         "%lld; set device: cpu",
-        engine->settings->model_name_or_path, (long long)size, ops->name, (long long)ops->head_multiple,
-        (long long)ops->head_limit);
+        engine->settings->model_name_or_path, (long long)size, ops->describe(engine->device),
+        (long long)ops->head_multiple, (long long)limit);
+}
+
+/* Every chunk of logits adds to the whole gradient of the head's matrix, so a fast device wants few of them.
+ */
+static size_t logits_bytes(const struct engine *engine)
+{
+    int64_t megabytes = engine->settings->logits_megabytes;
+    if (!megabytes) megabytes = engine->ops->on_host ? 256 : 2048;
+    return (size_t)megabytes << 20;
 }
 
 enum status engine_open(struct engine *engine, struct comm *comm, const struct settings *settings,
@@ -39,11 +49,11 @@ enum status engine_open(struct engine *engine, struct comm *comm, const struct s
             (long long)limits.longest, (long long)engine->config.positions);
     params_layout(&engine->params, &engine->config);
     arena_open(&engine->arena, engine->ops, engine->device);
+    arena_want(&engine->arena, "batch", (void **)&engine->checksum, 1, sizeof *engine->checksum);
     batch_open(&engine->batch, &engine->arena, limits);
     model_open(&engine->model, &engine->arena, &engine->config, &engine->params, engine->precision, mode,
                limits);
-    head_open(&engine->head, &engine->arena, &engine->model, limits,
-              (size_t)settings->logits_megabytes << 20);
+    head_open(&engine->head, &engine->arena, &engine->model, limits, logits_bytes(engine));
     return STATUS_OK;
 }
 
@@ -123,34 +133,18 @@ enum status engine_load(struct engine *engine, const char *folder, char fingerpr
     return status;
 }
 
-/* SHA-256 of the device's parameters, a piece at a time. */
-static void hash_parameters(struct engine *engine, char hex[HASH_HEX])
-{
-    enum { PIECE = 16 << 20 };
-    int64_t total = engine->params.total;
-    size_t size = dtype_bytes(engine->precision.compute);
-    char *piece = allocate(PIECE, size);
-    struct hash *hash = hash_begin();
-    for (int64_t first = 0; first < total; first += PIECE) {
-        int64_t count = total - first < PIECE ? total - first : PIECE;
-        engine->ops->download(engine->device, piece, model_run(&engine->model, first, count).data,
-                              (size_t)count * size);
-        hash_add(hash, piece, (size_t)count * size);
-    }
-    hash_end(hash, hex);
-    free(piece);
-}
-
 enum status engine_same_parameters(struct engine *engine, const char *when)
 {
     struct comm *comm = engine->comm;
     if (comm->size == 1) return STATUS_OK;
-    char mine[HASH_HEX], *all = allocate(comm->size, sizeof mine);
-    hash_parameters(engine, mine);
-    comm_gather_all(comm, all, mine, sizeof mine);
+    struct tensor whole = model_run(&engine->model, 0, engine->params.total);
+    uint64_t mine, *all = allocate(comm->size, sizeof mine);
+    engine->ops->checksum(engine->device, engine->checksum, whole);
+    engine->ops->download(engine->device, &mine, engine->checksum, sizeof mine);
+    comm_gather_all(comm, all, &mine, sizeof mine);
     int differing = 0, first = 0;
     for (int r = comm->size - 1; r > 0; r--) {
-        if (memcmp(all, all + (size_t)r * sizeof mine, sizeof mine) == 0) continue;
+        if (all[r] == all[0]) continue;
         differing++;
         first = r;
     }

@@ -22,6 +22,8 @@ struct engine {
     struct batch batch;
     struct model model;
     struct head head;
+    uint64_t *checksum; /* device */
+    const char *no_gpu; /* with device: auto, why it is not a GPU; NULL where that was not in question */
 };
 
 /* Collective. Opens the device that settings->device names and the way between the ranks' devices, starts the

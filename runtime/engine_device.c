@@ -27,9 +27,9 @@ static int threads_for_rank(struct comm *comm, int64_t wanted)
     return share > 1 ? share : 1;
 }
 
-/* The ranks of a host that see the same devices take one each, by rank. (Slurm may show every task only its
- * own.) */
-static enum status choose_index(struct comm *comm, int count, int *index)
+/* The ranks of a host that are told to see the same devices take one each, by rank, as far as there are
+ * that many: Slurm may tell every task of "0" and show it another one. */
+static int choose_index(struct comm *comm, int count)
 {
     struct view {
         char host[64], devices[192];
@@ -38,20 +38,37 @@ static enum status choose_index(struct comm *comm, int count, int *index)
     snprintf(mine.host, sizeof mine.host, "%s", comm->host);
     snprintf(mine.devices, sizeof mine.devices, "%s", visible ? visible : "all");
     comm_gather_all(comm, all, &mine, sizeof mine);
-    int before = 0, sharing = 0;
+    int before = 0;
+    for (int r = 0; r < comm->rank; r++)
+        before += !strcmp(all[r].host, mine.host) && !strcmp(all[r].devices, mine.devices);
+    free(all);
+    return before % count;
+}
+
+/* Collective. No two ranks of a host may have come to the same device. */
+static enum status check_alone(const struct engine *engine)
+{
+    struct comm *comm = engine->comm;
+    struct place {
+        char host[64];
+        unsigned char mark[16];
+    } mine = {0}, *all = allocate(comm->size, sizeof *all);
+    snprintf(mine.host, sizeof mine.host, "%s", comm->host);
+    engine->ops->identity(engine->device, mine.mark);
+    comm_gather_all(comm, all, &mine, sizeof mine);
+    int ranks = 0, devices = 0; /* of this host */
     for (int r = 0; r < comm->size; r++) {
-        bool same = !strcmp(all[r].host, mine.host) && !strcmp(all[r].devices, mine.devices);
-        before += same && r < comm->rank;
-        sharing += same;
+        int first = 0;
+        while (memcmp(&all[first], &all[r], sizeof mine) != 0)
+            first++;
+        ranks += !strcmp(all[r].host, mine.host);
+        devices += !strcmp(all[r].host, mine.host) && first == r;
     }
     free(all);
-    *index = before;
-    if (sharing > count)
-        return fail(
-            "%d ranks on %s share %d GPU%s: start one rank per GPU there (for instance mpirun --map-by "
-            "ppr:%d:node), or set device: cpu",
-            sharing, comm->host, count, count == 1 ? "" : "s", count);
-    return STATUS_OK;
+    if (ranks == devices) return STATUS_OK;
+    return fail("%d ranks on %s share %d GPU%s: start one rank per GPU there (for instance mpirun --map-by "
+                "ppr:%d:node), or set device: cpu",
+                ranks, comm->host, devices, devices == 1 ? "" : "s", devices);
 }
 
 /* The backend that settings->device asks for, the same on all ranks. */
@@ -62,6 +79,7 @@ static enum status choose_backend(struct engine *engine, const struct settings *
     *count = cuda && strcmp(settings->device, "cpu") != 0 ? cuda->count(&why) : 0;
     bool everywhere = !comm_any(engine->comm, *count == 0), anywhere = comm_any(engine->comm, *count > 0);
     engine->ops = everywhere ? cuda : cpu_ops();
+    if (cuda && !everywhere && !strcmp(settings->device, "auto")) engine->no_gpu = why;
     if (everywhere || !strcmp(settings->device, "cpu")) return STATUS_OK;
     if (!strcmp(settings->device, "cuda"))
         return comm_agree(engine->comm,
@@ -108,11 +126,12 @@ enum status engine_open_device(struct engine *engine)
     TRY(choose_backend(engine, settings, &count));
     TRY(choose_precision(engine, settings));
     engine->threads = threads_for_rank(engine->comm, settings->threads);
-    if (!engine->ops->on_host) TRY(comm_agree(engine->comm, choose_index(engine->comm, count, &index)));
+    if (!engine->ops->on_host) index = choose_index(engine->comm, count);
     engine->device = engine->ops->open(index, engine->threads, &why);
     TRY(comm_agree(engine->comm,
                    engine->device ? STATUS_OK
                                   : fail("%s device %d does not open: %s", engine->ops->name, index, why)));
+    if (!engine->ops->on_host) TRY(comm_agree(engine->comm, check_alone(engine)));
     return exchange_open(
         &engine->exchange, engine->comm, engine->ops, engine->device,
         (struct exchange_options){.ordered = settings->gradient_reduction == REDUCTION_ORDERED,
@@ -121,6 +140,8 @@ enum status engine_open_device(struct engine *engine)
 
 char *engine_describe(const struct engine *engine)
 {
-    return text_format("%s, %s", engine->ops->describe(engine->device),
-                       engine->precision.compute == DTYPE_BFLOAT ? "bfloat16" : "float32");
+    return text_format("%s, %s%s%s%s", engine->ops->describe(engine->device),
+                       engine->precision.compute == DTYPE_BFLOAT ? "bfloat16" : "float32",
+                       engine->no_gpu ? " (device: auto found no GPU: " : "",
+                       engine->no_gpu ? engine->no_gpu : "", engine->no_gpu ? ")" : "");
 }

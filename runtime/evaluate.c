@@ -27,6 +27,26 @@ static enum status score_models(struct engine *engine, struct order *order, cons
     return engine_score(engine, order, 0, steps, settings->per_device_eval_batch_size, report, "eval", sums);
 }
 
+/* Of a broken model there is no more to say, and its metrics are left out. */
+static void warn_of_broken(const struct report *report, const struct groups *groups,
+                           const struct completion_sums *sums)
+{
+    int64_t broken = 0, row = 0;
+    for (int64_t g = groups->group_count - 1; g >= 0; g--)
+        for (int64_t s = groups->first[g]; s < groups->first[g + 1]; s++) {
+            if (isfinite(sums[s].logp)) continue;
+            broken++;
+            row = groups->row[g];
+        }
+    if (!broken || !report->note) return;
+    char *sentence =
+        text_format("warning: %s: the log-probabilities of %lld of %lld completions are not "
+                    "finite, first in row %lld: the model is broken, or overflows",
+                    groups->path, (long long)broken, (long long)groups->completion_count, (long long)row);
+    report->note(report->context, sentence);
+    free(sentence);
+}
+
 static enum status evaluate_groups(struct engine *engine, const struct report *report,
                                    struct evaluation *evaluation)
 {
@@ -41,6 +61,7 @@ static enum status evaluate_groups(struct engine *engine, const struct report *r
         struct tally tally;
         evaluation->completions = allocate(groups->completion_count, sizeof *evaluation->completions);
         evaluation->metrics = allocate(TALLY_METRICS, sizeof *evaluation->metrics);
+        warn_of_broken(report, groups, sums);
         tally_groups(&tally, &settings->objective, groups, sums, reference);
         evaluation->metric_count =
             tally_metrics(&tally, &settings->objective, reference != NULL, false, evaluation->metrics);

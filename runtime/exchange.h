@@ -29,8 +29,8 @@ struct exchange_table {
 
 /* ordered: gradients are added in rank order whatever the network does (each share is sent to its owner and
  * added there), instead of by the library's own reduce-scatter, whose order is that of its rings. Always so
- * on hosts. ordered takes f32 vectors alone, as ops->sum_rows() does; the library rounds sums of bf16 at
- * every hop. seconds: how long a rank may wait for the others (runtime/watch.h), <= 0 for ever. */
+ * on hosts. Sums of bf16 are then made in f32 and rounded once, while the library rounds them at every hop.
+ * seconds: how long a rank may wait for the others (runtime/watch.h), <= 0 for ever. */
 struct exchange_options {
     bool ordered;
     double seconds;

@@ -6,9 +6,11 @@ void head_open(struct head *head, struct arena *arena, struct model *model, stru
                size_t logits_bytes)
 {
     const struct config *c = model->config;
-    int64_t budget = (int64_t)(logits_bytes / ((size_t)c->vocabulary * sizeof(float)));
+    int64_t stride = (c->vocabulary + 31) / 32 * 32;
+    int64_t budget = (int64_t)(logits_bytes / ((size_t)stride * sizeof(float)));
     int64_t wanted = limits.scored < budget ? limits.scored : budget;
-    *head = (struct head){.model = model, .limits = limits, .chunk = wanted > 16 ? wanted : 16};
+    *head = (struct head){
+        .model = model, .limits = limits, .chunk = wanted > 16 ? wanted : 16, .logits_stride = stride};
     bool train = model->mode != MODEL_SCORE;
     size_t size = dtype_bytes(model->precision.compute);
     int64_t completions = limits.completions, groups = limits.groups;
@@ -18,7 +20,7 @@ void head_open(struct head *head, struct arena *arena, struct model *model, stru
     head->limits.step_groups = groups;
     arena_want(arena, "head", &head->hidden, limits.scored * c->width, size);
     arena_want(arena, "head", &head->normed, limits.scored * c->width, size);
-    arena_want(arena, "logits", (void **)&head->logits, head->chunk * c->vocabulary, sizeof(float));
+    arena_want(arena, "logits", (void **)&head->logits, head->chunk * stride, sizeof(float));
     arena_want(arena, "head", (void **)&head->statistics, limits.scored * HEAD_STATISTICS, sizeof(float));
     arena_want(arena, "head", (void **)&head->sums, completions, sizeof(struct completion_sums));
     if (!train) return;
@@ -58,6 +60,7 @@ static struct tensor chunk_logits(struct head *head, const struct batch *batch, 
 {
     struct model *m = head->model;
     struct tensor logits = tensor_of(head->logits, DTYPE_FLOAT, count, m->config->vocabulary);
+    logits.stride = head->logits_stride;
     m->ops->matmul(m->device, logits, tensor_rows(normed, first, count), false, head_weight(head), true,
                    false);
     m->ops->head_statistics(m->device, head->statistics + first * HEAD_STATISTICS, logits,

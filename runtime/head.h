@@ -9,15 +9,16 @@
 struct head {
     struct model *model;
     struct batch_limits limits;
-    int64_t chunk;      /* rows of the logits buffer */
-    void *hidden;       /* [T, C] the rows that predict, gathered from the stream */
-    void *normed;       /* [T, C] */
-    void *dhidden;      /* [T, C] */
-    void *dnormed;      /* [T, C] */
-    float *logits;      /* [chunk, V] f32, whatever the model computes in: bf16 would be off by up to 2^-8 |z| */
-    float *statistics;  /* [T, HEAD_STATISTICS] */
-    float *coefficient; /* [T] */
-    double *reference;  /* [S] device */
+    int64_t chunk;         /* rows of the logits buffer */
+    void *hidden;          /* [T, C] the rows that predict, gathered from the stream */
+    void *normed;          /* [T, C] */
+    void *dhidden;         /* [T, C] */
+    void *dnormed;         /* [T, C] */
+    int64_t logits_stride; /* V rounded up: rows begin at multiples of 128 bytes, whatever V is */
+    float *logits; /* [chunk, V] f32, whatever the model computes in: bf16 would be off by up to 2^-8 |z| */
+    float *statistics;            /* [T, HEAD_STATISTICS] */
+    float *coefficient;           /* [T] */
+    double *reference;            /* [S] device */
     struct completion_sums *sums; /* [S of a step] device: of the micro-batches since head_begin */
     struct group_result *results; /* [G of a step] device */
     int64_t completions, groups;  /* of them that are filled */

@@ -56,14 +56,15 @@ void optimiser_update(struct optimiser *optimiser, const struct adamw *settings)
 double optimiser_norm(struct optimiser *optimiser);
 
 /* This rank's pieces as f32 on the host, current from stage_out until the next update; NULL moments before
- * optimiser_prepare. Their memory belongs to the optimiser. */
+ * optimiser_prepare. Their memory, 12 bytes an element where it is not the device's, belongs to the optimiser
+ * and is there until stage_free. */
 enum status optimiser_stage_out(struct optimiser *optimiser);
 /* Makes room for what checkpoint_load is to fill ... */
 enum status optimiser_stage_room(struct optimiser *optimiser);
-/* ... and, collective, takes it to the device and to every rank. */
+/* ... and, collective, takes it to the device and to every rank, and frees it. */
 void optimiser_stage_in(struct optimiser *optimiser);
 
-void optimiser_stage_free(struct optimiser *optimiser); /* for optimiser_close */
+void optimiser_stage_free(struct optimiser *optimiser);
 
 /* Collective. Parameters from the ranks that own them to all. */
 void optimiser_share_parameters(struct optimiser *optimiser);

@@ -156,6 +156,8 @@ void optimiser_stage_in(struct optimiser *o)
     }
     optimiser_share_parameters(o);
     if (o->options.zero_stage == 0) share_state(o);
+    exchange_wait(o->exchange); /* the first transfers of a run: a download would wait for them unwatched */
+    optimiser_stage_free(o);
 }
 
 void optimiser_stage_free(struct optimiser *o)

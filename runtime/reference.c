@@ -17,12 +17,13 @@ static enum status check_key(struct hdf *file, const char *path, const char *nam
 {
     char *text;
     TRY(hdf_text(file, name, &text));
-    bool same = !strcmp(text, wanted);
+    bool same = !strcmp(text, wanted), hash = strlen(wanted) > 32;
+    int shown = hash ? 12 : 32;
+    const char *more = hash ? "..." : "";
     enum status status =
         same ? STATUS_OK
-             : fail("%s: these reference log-probabilities belong to another %s (%.12s..., not "
-                    "%.12s...); %s",
-                    path, name, text, wanted, what_to_do);
+             : fail("%s: these reference log-probabilities belong to another %s (%.*s%s, not %.*s%s); %s",
+                    path, name, shown, text, more, shown, wanted, more, what_to_do);
     free(text);
     return status;
 }

@@ -41,7 +41,7 @@ struct settings {
     /* memory and machine */
     bool gradient_checkpointing;
     int64_t zero_stage;       /* 0 or 1 */
-    int64_t logits_megabytes; /* memory that one chunk of logits may take */
+    int64_t logits_megabytes; /* memory that one chunk of logits may take; 0: as suits the device */
     int64_t threads;          /* per rank; 0: share the host's cores */
     char *device;             /* auto, cpu, cuda */
     enum wanted_dtype dtype;  /* of parameters and activations; auto: bf16 on cuda, f32 on cpu */

@@ -123,6 +123,7 @@ void cpu_sum_squares(struct device *device, double *result, struct tensor x);
 void cpu_norm(struct device *device, double *norm, const double *squares, int64_t count);
 void cpu_adamw(struct device *device, const struct adamw_piece *pieces, int64_t piece_count,
                const struct adamw *settings, const double *norm);
+void cpu_checksum(struct device *device, uint64_t *result, struct tensor x);
 void cpu_sum_rows(struct device *device, struct tensor y, struct tensor x);
 
 #endif

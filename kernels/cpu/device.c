@@ -189,6 +189,7 @@ const struct ops *cpu_ops(void)
         .sum_squares = cpu_sum_squares,
         .norm = cpu_norm,
         .adamw = cpu_adamw,
+        .checksum = cpu_checksum,
         .sum_rows = cpu_sum_rows,
     };
     return &ops;

@@ -1,3 +1,4 @@
+#include "kernels/checksum.h"
 #include "kernels/cpu/cpu.h"
 
 enum { BLOCK = 1 << 14 };
@@ -34,6 +35,19 @@ void cpu_norm(struct device *device, double *norm, const double *squares, int64_
     for (int64_t i = 0; i < count; i++)
         sum += squares[i];
     *norm = sqrt(sum);
+}
+
+void cpu_checksum(struct device *device, uint64_t *result, struct tensor x)
+{
+    REQUIRE(x.rows == 1 && x.data, "a checksum is of one row");
+    const uint32_t *whole = x.data;
+    const uint16_t *half = x.data;
+    bool wide = dtype_bytes(x.type) == sizeof *whole;
+    uint64_t sum = 0;
+#pragma omp parallel for simd schedule(static) num_threads(device->threads) reduction(+ : sum)
+    for (int64_t i = 0; i < x.cols; i++)
+        sum += checksum_word(wide ? whole[i] : half[i], (uint64_t)i);
+    *result = sum;
 }
 
 /* What adamw() needs of a step, with the bias corrections folded in. 1 - b2 is taken in double: from a

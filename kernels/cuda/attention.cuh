@@ -281,8 +281,10 @@ __device__ static inline void fragment_of(uint32_t (&a)[4], const float (&left)[
 #define ALLOW_SHARED(device, kernel, bytes)                                                                  \
     do {                                                                                                     \
         static int allowed_on = -1;                                                                          \
-        REQUIRE((size_t)(bytes) <= (device)->shared_limit, "a block of %s needs %d bytes of shared memory",  \
-                #kernel, (int)(bytes));                                                                      \
+        REQUIRE((size_t)(bytes) <= (device)->shared_limit,                                                   \
+                "a block of %s needs %d bytes of shared memory, and the device has %zu: it takes narrower "  \
+                "heads, or f32",                                                                             \
+                #kernel, (int)(bytes), (device)->shared_limit);                                              \
         if (allowed_on != (device)->index)                                                                   \
             CUDA_REQUIRE(                                                                                    \
                 cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes)));    \

@@ -92,3 +92,14 @@ void cuda_attention_grad(struct device *device, struct tensor dqkv, struct tenso
     attention_grad_keys(device, &grad);
     attention_grad_queries(device, &grad);
 }
+
+/* The pass over keys needs most: A100, H100 and B200 have room for all sizes, smaller relatives of theirs (99
+ * KiB a block) for 64. 512 bytes are for static shared memory. */
+int64_t cuda_head_fits(struct device *device, enum dtype type)
+{
+    static const int64_t sizes[] = {128, 96, 80, 64};
+    if (type == DTYPE_FLOAT) return sizes[0];
+    for (int i = 0; i < 4; i++)
+        if (attention_grad_keys_shared(sizes[i]) + 512 <= device->shared_limit) return sizes[i];
+    return 0;
+}

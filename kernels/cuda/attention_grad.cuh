@@ -161,6 +161,8 @@ __device__ inline void grad_store(struct bfloat *to, int64_t stride, int rows, i
 
 /* attention_grad_keys.cu: dk and dv of all key heads. attention_grad_queries.cu: dq of all query heads. */
 void attention_grad_keys(struct device *device, const struct attention_grad *grad);
+/* Dynamic shared memory that it asks for. */
+size_t attention_grad_keys_shared(int64_t head_size);
 void attention_grad_queries(struct device *device, const struct attention_grad *grad);
 
 #endif

@@ -274,3 +274,10 @@ void attention_grad_keys(struct device *device, const struct attention_grad *gra
         LAUNCH((keys_kernel<D>), blocks, GRAD_THREADS, keys_room<D>::BYTES, device->stream, *grad);
     });
 }
+
+size_t attention_grad_keys_shared(int64_t head_size)
+{
+    size_t bytes = 0;
+    WITH_HEAD_SIZE(head_size, D, { bytes = keys_room<D>::BYTES; });
+    return bytes;
+}

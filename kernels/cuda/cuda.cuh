@@ -24,13 +24,20 @@ struct device {
     cudaStream_t streams[QUEUES];
     cudaEvent_t events[QUEUES];
     cudaStream_t stream; /* where ops are queued now */
-    /* Partial results of one op, SCRATCH_BYTES; its next user may be queued at once, on the same stream. Ops that use
-     * it run on QUEUE_COMPUTE only. */
+    /* Partial results of one op, SCRATCH_BYTES; its next user may be queued at once, on the same stream. Ops reach it
+     * through scratch_of(). */
     void *scratch;
     struct gemm *gemm;
     struct staging *staging; /* pinned memory through which uploads pass, device.cu */
     char name[160];
 };
+
+static inline void *scratch_of(struct device *device)
+{
+    REQUIRE(device->stream == device->streams[QUEUE_COMPUTE],
+            "ops that need scratch memory run on the compute queue alone: there is one scratch memory");
+    return device->scratch;
+}
 
 /* Ends all ranks with what was done and CUDA's reason when a call fails. */
 #define CUDA_REQUIRE(call)                                                                                   \
@@ -199,6 +206,8 @@ void cuda_attention_grad(struct device *device, struct tensor dqkv, struct tenso
                          const float *lse, struct tensor qkv, struct packing packing,
                          struct attention_shape shape, void *workspace);
 size_t cuda_attention_workspace(struct device *device, int64_t tokens, struct attention_shape shape);
+/* The largest head size whose kernels, backward included, find room in the device's shared memory. */
+int64_t cuda_head_fits(struct device *device, enum dtype type);
 void cuda_attention_float(struct device *device, struct tensor o, float *lse, struct tensor qkv,
                           struct packing packing, struct attention_shape shape);
 void cuda_attention_grad_float(struct device *device, struct tensor dqkv, struct tensor dout, const float *delta,
@@ -217,6 +226,7 @@ void cuda_objective(struct device *device, struct group_result *results, float *
                     int64_t groups, int64_t size, const struct objective *objective, double scale);
 
 /* optimiser.cu */
+void cuda_checksum(struct device *device, uint64_t *result, struct tensor x);
 void cuda_sum_squares(struct device *device, double *result, struct tensor x);
 void cuda_norm(struct device *device, double *norm, const double *squares, int64_t count);
 void cuda_adamw(struct device *device, const struct adamw_piece *pieces, int64_t piece_count,

@@ -211,6 +211,14 @@ static const char *cuda_describe(struct device *device)
     return device->name;
 }
 
+static void cuda_identity(struct device *device, unsigned char mark[16])
+{
+    static struct cudaDeviceProp properties;
+    static_assert(sizeof properties.uuid == 16, "a UUID has 16 bytes");
+    CUDA_REQUIRE(cudaGetDeviceProperties(&properties, device->index));
+    memcpy(mark, &properties.uuid, sizeof properties.uuid);
+}
+
 /* -- memory ----------------------------------------------------------------------------------- */
 
 static void *cuda_alloc(struct device *device, size_t bytes)
@@ -345,11 +353,13 @@ static struct ops make_table()
     ops.name = "cuda";
     ops.head_multiple = 8;
     ops.head_limit = 128;
+    ops.head_fits = cuda_head_fits;
     ops.has_bfloat = true;
     ops.count = cuda_count;
     ops.open = cuda_open;
     ops.close = cuda_close;
     ops.describe = cuda_describe;
+    ops.identity = cuda_identity;
     ops.alloc = cuda_alloc;
     ops.free = cuda_free;
     ops.upload = cuda_upload;
@@ -382,6 +392,7 @@ static struct ops make_table()
     ops.sum_squares = cuda_sum_squares;
     ops.norm = cuda_norm;
     ops.adamw = cuda_adamw;
+    ops.checksum = cuda_checksum;
     ops.sum_rows = cuda_sum_rows;
     return ops;
 }

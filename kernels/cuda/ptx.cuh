@@ -8,18 +8,6 @@
 
 #ifdef CUDA_ON_CPU
 #include <ptx_on_cpu.h>
-
-/* Barriers of the whole block stand for those of some warps: so all warps come to barriers in one order. */
-__device__ static inline void barrier_arrive(int, int)
-{
-    __syncthreads();
-}
-
-__device__ static inline void barrier_wait(int id, int threads)
-{
-    barrier_arrive(id, threads);
-}
-
 #else
 
 /* d += a b: a 16x16 bf16 (4 registers of 2), b 16x8 bf16 (2 registers of 2), d 16x8 f32.

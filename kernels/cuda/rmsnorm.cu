@@ -327,7 +327,7 @@ void cuda_rmsnorm_grad(struct device *device, struct tensor dx, struct tensor dw
     int64_t room = SCRATCH_BYTES / (int64_t)sizeof(float) / dy.cols;
     REQUIRE(room >= 1, "gradients of %lld weights do not fit the scratch memory", (long long)dy.cols);
     if (parts > room) parts = room;
-    float *partial = (float *)device->scratch;
+    float *partial = (float *)scratch_of(device);
     WITH_TYPE(dy.type, T,
               { rmsnorm_grad<T>(device, dx, partial, (unsigned)parts, dy, x, (const T *)weight, epsilon); });
     cuda_add_partials(device, dweight, partial, parts, true);

@@ -97,7 +97,7 @@ void cuda_bias_grad(struct device *device, struct tensor dbias, struct tensor dy
     if (parts > SUM_PARTS) parts = SUM_PARTS;
     int64_t part_rows = divide_up(dy.rows, parts < room ? parts : room);
     parts = divide_up(dy.rows, part_rows);
-    float *partial = (float *)device->scratch;
+    float *partial = (float *)scratch_of(device);
     WITH_TYPE(dy.type, T, {
         WITH_WIDTH(aligned16(dy) && dy.cols % VECTOR<T> == 0, VECTOR<T>, E, {
             int64_t along = divide_up(dy.cols, SUM_LANES * E);
@@ -304,7 +304,7 @@ void cuda_scatter_rows(struct device *device, struct tensor dx, struct tensor dy
     if (dy.rows == 0 || dy.cols == 0) return;
     REQUIRE(dy.rows <= SCRATCH_BYTES / (int64_t)(2 * sizeof(int)) && dx.rows < INT32_MAX,
             "%lld rows to scatter over %lld are too many", (long long)dy.rows, (long long)dx.rows);
-    int *order = (int *)device->scratch, *sorted = order + dy.rows;
+    int *order = (int *)scratch_of(device), *sorted = order + dy.rows;
     LAUNCH(sort_rows_kernel, (unsigned)divide_up(dy.rows, SUM_LANES), SUM_LANES * SUM_LINES, 0,
            device->stream, order, sorted, index, (int)dy.rows);
     WITH_TYPE(dx.type, TX, { WITH_TYPE(dy.type, TY, { scatter<TX, TY>(device, dx, dy, order, sorted); }); });
@@ -312,9 +312,10 @@ void cuda_scatter_rows(struct device *device, struct tensor dx, struct tensor dy
 
 /* -- sum of rows ------------------------------------------------------------------------------ */
 
-/* A thread sums its E columns over all rows, in order, before it writes: y may be a row of x. Reads 4 R n
- * bytes, writes 4 n; >= 85 % of copy bandwidth. */
-template <int E> __global__ void __launch_bounds__(PLANE_THREADS) sum_rows_kernel(float *y, struct tensor x)
+/* A thread sums its E columns over all rows, in order and in f32, before it writes: y may be a row of x.
+ * Reads R n elements, writes n; >= 85 % of copy bandwidth. */
+template <class T, int E>
+__global__ void __launch_bounds__(PLANE_THREADS) sum_rows_kernel(T *y, struct tensor x)
 {
     int64_t col = ((int64_t)blockIdx.x * PLANE_THREADS + threadIdx.x) * E;
     if (col >= x.cols) return;
@@ -322,7 +323,7 @@ template <int E> __global__ void __launch_bounds__(PLANE_THREADS) sum_rows_kerne
 #pragma unroll 4
     for (int64_t row = 0; row < x.rows; row++) {
         float values[E];
-        load_elements(values, row_of<float>(x, row) + col);
+        load_elements(values, row_of<T>(x, row) + col);
 #pragma unroll
         for (int i = 0; i < E; i++)
             sum[i] += values[i];
@@ -334,10 +335,16 @@ void cuda_sum_rows(struct device *device, struct tensor y, struct tensor x)
 {
     require_matrix(x, "x");
     require_shape(y, 1, x.cols, "y");
-    REQUIRE(x.type == DTYPE_FLOAT && y.type == DTYPE_FLOAT, "sums of rows are made in f32");
+    REQUIRE(x.type == y.type, "x and y have two types");
     if (x.cols == 0) return;
-    WITH_WIDTH(aligned16(x) && aligned16(y.data) && x.cols % 4 == 0, 4, E, {
-        LAUNCH(sum_rows_kernel<E>, (unsigned)divide_up(x.cols, (int64_t)PLANE_THREADS * E), PLANE_THREADS, 0,
-               device->stream, data_of<float>(y), x);
+    WITH_TYPE(x.type, T, {
+        bool whole = aligned16(x) && aligned16(y.data) && x.cols % VECTOR<T> == 0;
+        WITH_WIDTH(whole, VECTOR<T>, E, {
+            int64_t blocks = divide_up(x.cols, (int64_t)PLANE_THREADS * E);
+            REQUIRE(blocks <= INT32_MAX, "rows of %lld elements are too long for one launch",
+                    (long long)x.cols);
+            LAUNCH((sum_rows_kernel<T, E>), (unsigned)blocks, PLANE_THREADS, 0, device->stream, data_of<T>(y),
+                   x);
+        });
     });
 }

@@ -38,7 +38,8 @@
  * Accesses out of bounds and misaligned ones are found by the sanitizers. Without them, what is read beyond
  * device memory is NaN, and what is written there is noticed when it is freed.
  *
- * The device: CUDA_ON_CPU_DEVICES (1), CUDA_ON_CPU_CAPABILITY (9.0), CUDA_ON_CPU_MEMORY (8G; K, M, G).
+ * The device: CUDA_ON_CPU_DEVICES (1), of which the first is number CUDA_ON_CPU_FIRST (0) of the machine,
+ * CUDA_ON_CPU_CAPABILITY (9.0), CUDA_ON_CPU_MEMORY (8G; K, M, G).
  * The first part is C as well; kernels are C++. */
 #ifndef WPO_CUDA_ON_CPU_CUDA_RUNTIME_H
 #define WPO_CUDA_ON_CPU_CUDA_RUNTIME_H

@@ -95,4 +95,18 @@ static inline float exp2_fast(float x)
     return cuda_on_cpu_flush(exp2f(cuda_on_cpu_flush(x)));
 }
 
+/* Ends the process where half of a warp comes, where a warp comes again before the barrier has opened, where
+ * threads disagree on how many take part, and where the barrier never opens. */
+void cuda_on_cpu_named_barrier(int id, int count, bool wait, const char *file, int line);
+
+static inline void barrier_arrive(int id, int threads, CUDA_ON_CPU_PLACE)
+{
+    cuda_on_cpu_named_barrier(id, threads, false, file, line);
+}
+
+static inline void barrier_wait(int id, int threads, CUDA_ON_CPU_PLACE)
+{
+    cuda_on_cpu_named_barrier(id, threads, true, file, line);
+}
+
 #endif

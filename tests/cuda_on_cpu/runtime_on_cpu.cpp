@@ -141,7 +141,8 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int devic
     if (device < 0 || device >= device_count()) return tell(cudaErrorInvalidDevice);
     memset(properties, 0, sizeof *properties);
     snprintf(properties->name, sizeof properties->name, "emulated");
-    properties->uuid.bytes[0] = (char)device;
+    const char *first = setting("CUDA_ON_CPU_FIRST");
+    properties->uuid.bytes[0] = (char)(device + (first ? atoi(first) : 0));
     properties->totalGlobalMem = memory_limit();
     properties->sharedMemPerBlock = SHARED_FREE;
     properties->sharedMemPerBlockOptin = shared_limit();

@@ -310,6 +310,86 @@ static bool deadlock(bool fault)
     return equal(out, in, COUNT, [](int i) { return i + 1; });
 }
 
+enum named_fault {
+    NO_NAMED_FAULT,
+    NOT_WAITED,
+    NOT_GIVEN,
+    NOT_TAKEN,
+    GIVEN_TOO_EARLY,
+    NO_ARRIVAL,
+    OTHER_COUNT,
+    HALF_A_WARP
+};
+
+/* Two warps give numbers to two others, four times through the same cells: a barrier says that they are
+ * there, another that they are taken. */
+__global__ static void named_kernel(float *out, const float *in, enum named_fault fault)
+{
+    __shared__ float cells[2][32];
+    int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, pair = warp % 2;
+    int there = 1 + 2 * pair, taken = 2 + 2 * pair;
+    for (int i = (int)blockIdx.x * 256 + pair * 32; i < (int)blockIdx.x * 256 + 256; i += 64)
+        if (warp < 2) {
+            if (fault != NOT_GIVEN) cells[pair][lane] = in[i + lane];
+            if (fault != HALF_A_WARP || lane < 16) barrier_arrive(there, fault == OTHER_COUNT ? 96 : 64);
+            if (fault == NOT_GIVEN) cells[pair][lane] = in[i + lane];
+            if (fault == GIVEN_TOO_EARLY)
+                barrier_arrive(taken, 64);
+            else
+                barrier_wait(taken, 64);
+        } else {
+            if (fault == NOT_WAITED)
+                barrier_arrive(there, 64);
+            else
+                barrier_wait(there, 64);
+            if (fault != NOT_TAKEN) out[i + lane] = cells[pair][lane];
+            if (fault != NO_ARRIVAL) barrier_arrive(taken, 64);
+            if (fault == NOT_TAKEN) out[i + lane] = cells[pair][lane];
+        }
+}
+
+static bool named(enum named_fault fault)
+{
+    float *in = numbers(COUNT), *out = space(COUNT);
+    LAUNCH(named_kernel, COUNT / 256, THREADS, 0, stream, out, in, fault);
+    return equal(out, in, COUNT, [](int i) { return i + 1; });
+}
+
+static bool taken_before_given(bool fault)
+{
+    return named(fault ? NOT_WAITED : NO_NAMED_FAULT);
+}
+
+static bool arrival_before_gift(bool fault)
+{
+    return named(fault ? NOT_GIVEN : NO_NAMED_FAULT);
+}
+
+static bool arrival_before_taking(bool fault)
+{
+    return named(fault ? NOT_TAKEN : NO_NAMED_FAULT);
+}
+
+static bool given_before_taken(bool fault)
+{
+    return named(fault ? GIVEN_TOO_EARLY : NO_NAMED_FAULT);
+}
+
+static bool missing_arrival(bool fault)
+{
+    return named(fault ? NO_ARRIVAL : NO_NAMED_FAULT);
+}
+
+static bool barrier_of_other_count(bool fault)
+{
+    return named(fault ? OTHER_COUNT : NO_NAMED_FAULT);
+}
+
+static bool barrier_of_half_a_warp(bool fault)
+{
+    return named(fault ? HALF_A_WARP : NO_NAMED_FAULT);
+}
+
 /* -- collectives ---------------------------------------------------------------------------------- */
 
 __global__ static void butterfly_kernel(float *out, const float *in, int largest)
@@ -579,6 +659,13 @@ static const struct {
     FAULT(barrier_in_two_branches, false),
     FAULT(return_before_barrier, false),
     FAULT(deadlock, false),
+    FAULT(taken_before_given, false),
+    FAULT(arrival_before_gift, false),
+    FAULT(arrival_before_taking, false),
+    FAULT(given_before_taken, false),
+    FAULT(missing_arrival, false),
+    FAULT(barrier_of_other_count, false),
+    FAULT(barrier_of_half_a_warp, false),
     FAULT(wrong_lane, false),
     FAULT(lane_outside_mask, false),
     FAULT(divergent_shuffle, false),

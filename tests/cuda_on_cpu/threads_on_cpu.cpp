@@ -54,6 +54,7 @@ static struct {
 static struct {
     unsigned warp, i, step, first;
     uint32_t lanes;
+    bool leave; /* the next turn is any warp's */
 } turn;
 
 uint64_t draw()
@@ -92,6 +93,26 @@ void cuda_on_cpu_fail(const char *format, ...)
 
 /* -- turns ------------------------------------------------------------------------------------- */
 
+/* The barriers of some warps: who has come to each and who of them waits, by warp, since it last opened. */
+static struct named_barrier {
+    unsigned came, threads;
+    uint32_t arrived[MOST_WARPS], waiting[MOST_WARPS];
+    const char *name, *file;
+    int line;
+} named[16];
+
+/* If threads wait at the barrier of some warps. */
+static void fail_named_deadlock()
+{
+    for (int i = 0; i < 16; i++)
+        if (named[i].came > 0)
+            cuda_on_cpu_fail(
+                "nothing can go on: %u of %u threads have come to %s at %s:%d, barrier %d, and %u "
+                "threads wait at the barrier of the block",
+                named[i].came, named[i].threads, named[i].name, base_name(named[i].file), named[i].line, i,
+                block.waiting);
+}
+
 [[noreturn]] static void fail_deadlock()
 {
     for (unsigned w = 0; w * LANES < block.threads; w++)
@@ -104,6 +125,7 @@ void cuda_on_cpu_fail(const char *format, ...)
                 g.arrived, w, g.operation->name, base_name(g.file), g.line, g.mask & ~g.arrived,
                 block.waiting);
         }
+    fail_named_deadlock();
     cuda_on_cpu_fail("nothing can go on: %u threads of %u wait at the barrier at %s:%d", block.waiting,
                      block.threads, base_name(block.barrier.file), block.barrier.line);
 }
@@ -111,12 +133,14 @@ void cuda_on_cpu_fail(const char *format, ...)
 static void start_turn()
 {
     uint64_t number = draw();
-    bool stay = warps[turn.warp].ready && (int)(number & 15) < block.linger;
+    bool stay = !turn.leave && warps[turn.warp].ready && (int)(number & 15) < block.linger;
+    turn.leave = false;
     if (!stay) {
         uint32_t runnable = block.runnable;
+        uint64_t warp_count = (block.threads + LANES - 1) / LANES;
         for (;;) {
             if (runnable == 0) fail_deadlock();
-            unsigned turned = (unsigned)(number >> 4 & 31);
+            unsigned turned = (unsigned)((number >> 19) * warp_count >> 13); /* the upper 13 of 32 bits */
             uint32_t rotated = turned ? runnable >> turned | runnable << (32 - turned) : runnable;
             turn.warp = ((unsigned)__builtin_ctz(rotated) + turned) & 31;
             if (warps[turn.warp].ready) break;
@@ -207,6 +231,72 @@ struct cuda_on_cpu_votes cuda_on_cpu_barrier(int vote, const char *name, const c
     }
     pass_on(false);
     return block.result;
+}
+
+static void require_named(const struct named_barrier &b, int id, int count, const char *name,
+                          const char *file, int line)
+{
+    if (id < 1 || id > 15 || count < LANES || count % LANES || (unsigned)count > block.threads)
+        cuda_on_cpu_fail("%s at %s:%d of barrier %d for %d threads: ids are 1 to 15, and whole warps of the "
+                         "block take part",
+                         name, base_name(file), line, id, count);
+    if (b.came > 0 && b.threads != (unsigned)count)
+        cuda_on_cpu_fail("%s at %s:%d of barrier %d for %d threads, while %u wait for %u in %s at %s:%d",
+                         name, base_name(file), line, id, count, b.came, b.threads, b.name, base_name(b.file),
+                         b.line);
+    if (b.arrived[cuda_on_cpu_here->warp] >> cuda_on_cpu_here->lane & 1)
+        cuda_on_cpu_fail("%s at %s:%d of barrier %d a second time, while %u of %u threads have come", name,
+                         base_name(file), line, id, b.came, b.threads);
+}
+
+/* The last thread has come: who waits goes on. */
+static void open_named(struct named_barrier &b)
+{
+    b.came = 0;
+    for (unsigned i = 0; i * LANES < block.threads; i++) {
+        warps[i].ready |= b.waiting[i];
+        if (b.waiting[i]) block.runnable |= 1u << i;
+        b.arrived[i] = b.waiting[i] = 0;
+    }
+}
+
+static void run_nothing(void **, uint32_t) {}
+
+void cuda_on_cpu_named_barrier(int id, int count, bool wait, const char *file, int line)
+{
+    static struct cuda_on_cpu_operation arrive = {"barrier_arrive", run_nothing},
+                                        sync = {"barrier_wait", run_nothing};
+    const struct cuda_on_cpu_operation *operation = wait ? &sync : &arrive;
+    if (!cuda_on_cpu_here) cuda_on_cpu_fail("%s outside a kernel", operation->name);
+    cuda_on_cpu_together(operation, 0xffffffffu, NULL, file, line); /* a warp comes as one */
+    struct named_barrier &b = named[id & 15];
+    require_named(b, id, count, operation->name, file, line);
+    if (b.came == 0) {
+        b.threads = (unsigned)count;
+        b.name = operation->name;
+        b.file = file;
+        b.line = line;
+    }
+    struct warp *w = &warps[cuda_on_cpu_here->warp];
+    uint32_t bit = 1u << cuda_on_cpu_here->lane;
+    b.arrived[cuda_on_cpu_here->warp] |= bit;
+    if (wait) {
+        b.waiting[cuda_on_cpu_here->warp] |= bit;
+        w->ready &= ~bit;
+    }
+    if (++b.came == b.threads) open_named(b);
+    turn.leave = true; /* also where it need not wait: what it does next may come late */
+    pass_on(false);
+}
+
+/* After a block: all barriers must have opened. */
+static void check_named()
+{
+    for (int i = 0; i < 16; i++)
+        if (named[i].came > 0)
+            cuda_on_cpu_fail("the block has ended with %u of %u threads in %s at %s:%d, barrier %d",
+                             named[i].came, named[i].threads, named[i].name, base_name(named[i].file),
+                             named[i].line, i);
 }
 
 [[noreturn]] static void fail_mask(const struct warp *w, const char *name, uint32_t mask, const char *file,
@@ -382,6 +472,7 @@ static void run_block(struct dim3 shape)
     }
     turn.warp = (unsigned)(draw() % ((block.threads + LANES - 1) / LANES));
     turn.lanes = 0;
+    turn.leave = false;
     start_turn();
     unsigned lane = (unsigned)__builtin_ctz(turn.lanes);
     turn.lanes &= ~(1u << lane);
@@ -389,6 +480,7 @@ static void run_block(struct dim3 shape)
     fiber_switch(&host, &fibers[cuda_on_cpu_here->number], false);
     shared_check();
     cuda_on_cpu_here = NULL;
+    check_named();
 }
 
 void cuda_on_cpu_run(const char *kernel, const void *function, struct dim3 grid, struct dim3 shape,

@@ -55,4 +55,9 @@ with Folder() as folder:
     failures.check(same_bits(tensors(folder("kept"), 2), tensors(folder("zero"), 1)),
                    "skip: parameters and moments are what they were")
     failures.check(records(folder("kept")) == [], "skip: no record of metrics is made of nothing")
+    # Nothing is made up of it, and it is told.
+    done = run(0, "eval", "--model", broken, "--data", groups, "--json")
+    failures.check("log-probabilities of" in done.stderr and "are not finite, first in row" in done.stderr
+                   and not any(name.startswith(("logps/chosen", "weights/m")) for name in json.loads(done.stdout)),
+                   f"eval: a warning, and no figures: {done.stderr.strip()} {done.stdout.strip()}")
     failures.finish()

@@ -16,8 +16,9 @@ CPU = runs.BINARY
 CUDA = GPU or EMULATED
 if not os.path.exists(CUDA):
     skip("neither WPO_GPU_BINARY nor WPO_EMULATED names a program")
-STEPS = 50 if GPU else 4
-PAIRS, LONGEST, BATCH = (24, 256, 12) if GPU else (6, 72, 3)
+SHORT = bool(os.environ.get("WPO_SHORT"))  # under sanitizers: once through everything, on two ranks
+STEPS = 50 if GPU else 2 if SHORT else 4
+PAIRS, LONGEST, BATCH = (24, 256, 12) if GPU else (3, 48, 3) if SHORT else (6, 72, 3)
 ONE = {"per_device_train_batch_size": 2, "global_batch_size": BATCH, "max_steps": STEPS, "learning_rate": 1e-5,
        "device": "cuda"}
 
@@ -55,6 +56,8 @@ def test_float(failures, folder, groups):
     far = relative(losses(cpu), losses(cuda))
     failures.check(far < FLOAT, f"float32: {STEPS} steps, loss as on the CPU, relative {far:.1e} of {FLOAT:.0e}")
     failures.check(cuda[0]["rewards/margins"] == 0, "float32: the margin at step 0 is exactly 0")
+    if SHORT:
+        return cpu, cuda
     again = on(CUDA, 1, groups, folder("float-again"), dtype="float32", **ONE)
     same(failures, folder, "float", "float-again", cuda, again, "float32, two runs")
     return cpu, cuda
@@ -69,6 +72,8 @@ def test_bfloat(failures, folder, groups, cpu):
     wanted = first[0]["weights/mean"] * math.log(2)
     failures.check(abs(first[0]["loss"] - wanted) <= 1e-12 * wanted, "bfloat16: the loss at step 0 is log 2 mean(w)")
     failures.check(first[-1]["loss"] != first[0]["loss"], "bfloat16: something is learned")
+    if SHORT:
+        return
     recomputed = on(CUDA, 1, groups, folder("recomputed"), gradient_checkpointing=True, **ONE)
     same(failures, folder, "bfloat", "recomputed", first, recomputed, "bfloat16, gradient_checkpointing")
     runs.shutil.copytree(folder("bfloat"), folder("resumed"))
@@ -85,6 +90,8 @@ def test_ranks(failures, folder, groups, one):
     two = on(CUDA, 2, groups, folder("float-2"), dtype="float32", environment=devices, **ONE)
     far = relative(losses(one), losses(two))
     failures.check(far < FLOAT, f"float32: 2 ranks, loss as on one, relative {far:.1e}")
+    if SHORT:
+        return
     keys = {**ONE, "environment": devices}
     two = on(CUDA, 2, groups, folder("two"), **keys)
     three = on(CUDA, 3, groups, folder("three"), **keys)
@@ -98,6 +105,24 @@ def test_ranks(failures, folder, groups, one):
     failures.check(relative(losses(two), losses(ordered)) < BFLOAT / 20, "bfloat16: 2 ranks, ordered reduction")
     halves = on(CUDA, 2, groups, folder("halves"), gradient_dtype="bfloat16", moment_dtype="bfloat16", **keys)
     failures.check(relative(losses(two), losses(halves)) < BFLOAT, "bfloat16 gradients and moments, 2 ranks")
+
+
+def test_devices(failures, folder, groups):
+    """Every rank is told of device 0 and sees another one there, as tasks of Slurm do; and two that see the same one."""
+    if GPU:
+        return
+    with open(folder("devices.yaml"), "w", encoding="utf-8") as file:
+        for key, value in {**runs.DEFAULTS, **ONE, "model_name_or_path": runs.MODEL, "train_file": groups,
+                           "output_dir": folder("devices"), "max_steps": 1, "overwrite_output_dir": True}.items():
+            file.write(f"{key}: {runs.json.dumps(value)}\n")
+    for second, code in ((1, 0), (0, 1)):
+        words = ["mpirun", "-q"]
+        for first in (0, second):
+            words += ["-n", "1", "-x", "CUDA_VISIBLE_DEVICES=0", "-x", f"CUDA_ON_CPU_FIRST={first}",
+                      CUDA, "train", folder("devices.yaml"), ":"]
+        done = runs.subprocess.run(words[:-1], capture_output=True, text=True)
+        failures.check(done.returncode == code and ("2 ranks" in done.stderr and "1 GPU:" in done.stderr) == bool(code),
+                       f"ranks that see devices 0 and {second} as 0: exit code {done.returncode}: {done.stderr[-160:].strip()}")
 
 
 def sentence(failures, folder, groups, name, words, environment, ranks=1, **keys):
@@ -120,6 +145,10 @@ def test_bad(failures, folder, groups):
         return
     sentence(failures, folder, groups, "no-device", ["device: cuda", "device: cpu"], {"CUDA_ON_CPU_DEVICES": "0"})
     sentence(failures, folder, groups, "crowded", ["3 ranks", "2 GPUs", "device: cpu"], {"CUDA_ON_CPU_DEVICES": "2"}, ranks=3)
+    # The last transfer of a resumed run's parameters (a bucket each for embedding, 5 layers, norm) fails, and nothing comes after.
+    runs.shutil.copytree(folder("two"), folder("unwatched"))
+    sentence(failures, folder, groups, "unwatched", ["NCCL reports", "parameter exchange"],
+             {"CUDA_ON_CPU_DEVICES": "2", "CUDA_ON_CPU_NCCL_FAIL": "7"}, ranks=2, resume_from_checkpoint="auto")
     sentence(failures, folder, groups, "no-memory", ["MiB", "per_device_train_batch_size"],
              {"CUDA_ON_CPU_MEMORY": str(70 << 20)}, per_device_train_batch_size=6)
 
@@ -130,5 +159,6 @@ with Folder() as folder:
     cpu, one = test_float(failures, folder, groups)
     test_bfloat(failures, folder, groups, cpu)
     test_ranks(failures, folder, groups, one)
+    test_devices(failures, folder, groups)
     test_bad(failures, folder, groups)
     failures.finish()

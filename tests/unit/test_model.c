@@ -173,7 +173,9 @@ static void study_kind(struct lab *lab, int kind)
 
 static void all(struct lab *lab)
 {
-    for (int kind = 0; kind < KINDS; kind++)
+    /* On an emulated device under sanitizers two of the four: a window, and biases with a tied head. */
+    bool some = lab->slow && strcmp(lab->ops->name, "cpu") != 0 && getenv("WPO_SHORT");
+    for (int kind = some ? 1 : 0; kind < (some ? 3 : KINDS); kind++)
         study_kind(lab, kind);
 }
 

@@ -247,6 +247,24 @@ static void sft(void)
     CHECK(!objective_uses_reference(LOSS_SFT) && objective_uses_reference(LOSS_SIGMOID));
 }
 
+/* A loss that is not finite has a gradient that is not either, whatever the rows of softmax hold, so that no
+ * step is taken; and a weight of nothing known is no number. */
+static void not_finite(void)
+{
+    static const double broken[] = {NAN, -INFINITY};
+    for (int i = 0; i < 2; i++)
+        for (int pair = 0; pair < 2; pair++) {
+            struct objective objective = pair_objective(WEIGHTING_SAMPLED, 0.1, 0);
+            struct completion_sums sums[2] = {{.logp = broken[i], .square = -1, .count = 3},
+                                              {.logp = -4, .square = -1, .count = 3}};
+            double reference[2] = {-5, -4}, c[2] = {0, 0};
+            objective.loss_type = pair ? LOSS_SIGMOID : LOSS_SFT;
+            struct group_result r = objective_group(&objective, sums, reference, c);
+            CHECK(!isfinite(r.loss) && isnan(c[0]) && (!pair || isnan(c[1])));
+            CHECK(!pair || (isnan(broken[i]) ? isnan(r.weight) : r.weight == 0));
+        }
+}
+
 int main(void)
 {
     plain_losses();
@@ -257,5 +275,6 @@ int main(void)
     gradients();
     extremes();
     sft();
+    not_finite();
     return check_result();
 }

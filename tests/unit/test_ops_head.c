@@ -212,10 +212,12 @@ static void try_head(struct lab *lab, int64_t tokens, int64_t vocabulary, int64_
 
 enum { COMPLETIONS = 26 };
 
-/* Numbers as they come out of a head, for completions of 1 to 65 tokens. */
-static int64_t draw_statistics(double *statistics, int64_t *first)
+/* Of completions, in turns. The long ones are longer than what a block holds at a time, and as long. */
+static const int64_t short_lengths[5] = {1, 7, 13, 65, 2}, long_lengths[5] = {1024, 1, 1025, 2500, 2049};
+
+/* Numbers as they come out of a head. */
+static int64_t draw_statistics(double *statistics, int64_t *first, const int64_t lengths[5])
 {
-    static const int64_t lengths[] = {1, 7, 13, 65, 2};
     unsigned long long state = 5;
     int64_t at = 0;
     for (int64_t s = 0; s < COMPLETIONS; s++) {
@@ -250,10 +252,10 @@ static void sums_as_doubles(double *values, const struct completion_sums *sums)
 
 /* The sums are double: n terms in any order are within n 2^-53 sum |.|. */
 static void try_sums(struct lab *lab, struct completion_sums sums[COMPLETIONS + 1],
-                     int64_t first[COMPLETIONS + 1])
+                     int64_t first[COMPLETIONS + 1], const int64_t lengths[5])
 {
-    double *statistics = lab_doubles(lab, 8192);
-    int64_t tokens = draw_statistics(statistics, first);
+    double *statistics = lab_doubles(lab, COMPLETIONS * 2500 * HEAD_STATISTICS);
+    int64_t tokens = draw_statistics(statistics, first, lengths);
     struct lab_matrix ms = lab_floats(lab, tokens, HEAD_STATISTICS, 0);
     lab_put(&ms, statistics);
     int64_t *first_on_device = lab_array(lab, first, (COMPLETIONS + 1) * sizeof *first);
@@ -370,7 +372,8 @@ static void all(struct lab *lab)
     struct completion_sums sums[COMPLETIONS + 1];
     int64_t first[COMPLETIONS + 1];
     heads(lab);
-    try_sums(lab, sums, first);
+    try_sums(lab, sums, first, long_lengths);
+    try_sums(lab, sums, first, short_lengths);
     for (enum weighting weighting = WEIGHTING_NONE; weighting < WEIGHTING_COUNT; weighting++)
         for (int bits = 0; bits < 6; bits++)
             try_objective(lab, sums, first,

@@ -1,5 +1,6 @@
 /* The optimiser's ops where parameters and moments are f32: against the oracle. test_ops_masters.c has bf16.
  */
+#include "kernels/checksum.h"
 #include "tests/unit/oracle_lab.h"
 #include "tests/unit/oracle_ops.h"
 
@@ -106,6 +107,65 @@ static void try_adamw(struct lab *lab, struct adamw settings, double norm, bool 
             compare_piece(lab, &pieces[p], piece_counts[p], &settings, s + 1);
         }
     }
+    lab_release(lab);
+}
+
+/* More pieces than a backend may pass to its device at once, twice over, of all lengths about its tiles, some
+ * empty (the first and the last too), at odd offsets, with elements between them that belong to none: those
+ * stay. In all enough that each block of a GPU takes several tiles, of one piece and of several: an emulated
+ * device is small, a real one takes 40 tiles of 1024 elements an SM in one round, 7 million for 160 SMs. */
+enum { MANY = 401, GAP = 1 };
+
+static int64_t many_count(const struct lab *lab, int p)
+{
+    static const int64_t counts[] = {0, 1, 1023, 1024, 1025, 5, 2048, 0, 3001, 31};
+    bool large = !lab->slow && strcmp(lab->ops->name, "cuda") == 0;
+    if (p == 1) return large ? 7000000 : 70004;
+    return counts[p % 10];
+}
+
+static void try_many(struct lab *lab, struct adamw settings, double norm)
+{
+    struct adamw_piece list[MANY];
+    int64_t total = 0;
+    for (int p = 0; p < MANY; p++)
+        total += many_count(lab, p) + GAP;
+    total += 8 - total % 8; /* so that the memory, and with it the long piece, can be read in vectors */
+    struct piece whole;
+    make_piece(lab, &whole, total, 60, false);
+    settings.gradient_type = lab->type;
+    double *gradient = lab_randoms(lab, total, 64, 2), *got = lab_doubles(lab, total);
+    double *before = lab_doubles(lab, total);
+    bool *between = calloc((size_t)total, sizeof *between);
+    REQUIRE(between, "the test has no memory");
+    memcpy(before, whole.parameter, (size_t)total * sizeof *before);
+    lab_put(&whole.mg, gradient);
+    int64_t start = 0;
+    for (int p = 0; p < MANY; p++) {
+        int64_t count = many_count(lab, p);
+        list[p] = (struct adamw_piece){.parameter = (float *)whole.mp.view.data + start,
+                                       .moment = (float *)whole.mm.view.data + start,
+                                       .variance = (float *)whole.mv.view.data + start,
+                                       .gradient = tensor_cols(whole.mg.view, start, count).data,
+                                       .count = count,
+                                       .first = start,
+                                       .decay = p % 3 == 0};
+        oracle_adamw(whole.parameter + start, whole.moment + start, whole.variance + start,
+                     whole.size + start, gradient + start, count, list[p].decay, &settings, norm);
+        start += count;
+        if (p != 0) between[start++] = true; /* so the long piece stands at the very beginning */
+    }
+    for (; start < total; start++)
+        between[start] = true;
+    lab->ops->adamw(lab->device, list, MANY, &settings, on_device(lab, norm));
+    CHECK(lab_unchanged(&whole.mg));
+    LAB_GET(whole.mp, got);
+    int64_t touched = 0;
+    for (int64_t i = 0; i < total; i++)
+        touched += between[i] && got[i] != before[i];
+    CHECK(touched == 0);
+    compare_piece(lab, &whole, total, &settings, 1);
+    free(between);
     lab_release(lab);
 }
 
@@ -250,6 +310,48 @@ static void try_norm(struct lab *lab)
     lab_release(lab);
 }
 
+/* -- checksum --------------------------------------------------------------------------------- */
+
+static uint64_t checksum_on(struct lab *lab, const void *bits, enum dtype type, int64_t count)
+{
+    uint64_t result[2] = {7, 7}, *on_device = lab_array(lab, result, sizeof result);
+    void *x = lab_array(lab, bits, (size_t)(count ? count : 1) * dtype_bytes(type));
+    lab->ops->checksum(lab->device, on_device, tensor_of(x, type, 1, count));
+    lab->ops->download(lab->device, result, on_device, sizeof result);
+    CHECK(result[1] == 7);
+    return result[0];
+}
+
+/* Exactly the sum of the words; and one bit, or two elements that changed places, show. */
+static void try_checksum(struct lab *lab)
+{
+    static const int64_t counts[] = {0, 1, 33, 4097, 70001};
+    for (int c = 0; c < 5; c++) {
+        int64_t count = counts[c];
+        uint32_t *bits = (uint32_t *)(void *)lab_doubles(lab, count + 1);
+        uint64_t wide = 0, narrow = 0, state = 5;
+        for (int64_t i = 0; i < count; i++) {
+            state = state * 6364136223846793005u + 1442695040888963407u;
+            bits[i] = (uint32_t)(state >> 32);
+        }
+        for (int64_t i = 0; i < count; i++) {
+            wide += checksum_word(bits[i], (uint64_t)i);
+            narrow += checksum_word(((const uint16_t *)(const void *)bits)[i], (uint64_t)i);
+        }
+        CHECK(checksum_on(lab, bits, DTYPE_FLOAT, count) == wide);
+        CHECK(checksum_on(lab, bits, DTYPE_BFLOAT, count) == narrow);
+        if (count < 2) continue;
+        uint32_t first = bits[0];
+        bits[0] = bits[count - 1];
+        bits[count - 1] = first;
+        CHECK(checksum_on(lab, bits, DTYPE_FLOAT, count) != wide);
+        bits[count - 1] = bits[0];
+        bits[0] = first ^ 0x400u;
+        CHECK(checksum_on(lab, bits, DTYPE_FLOAT, count) != wide);
+    }
+    lab_release(lab);
+}
+
 static void all(struct lab *lab)
 {
     struct adamw plain = {.rate = 1e-3,
@@ -275,10 +377,12 @@ static void all(struct lab *lab)
     try_adamw(lab, quick, 2.7, true);
     try_adamw(lab, quick, 0.99, false); /* clipping, but not of so small a gradient */
     try_adamw(lab, late, 100, false);
+    try_many(lab, quick, 2.7);
     try_decay(lab);
     try_broken_norm(lab);
     try_squares(lab);
     try_norm(lab);
+    try_checksum(lab);
 }
 
 int main(void)

@@ -66,7 +66,7 @@ static void test_defaults(void)
     CHECK(s->num_train_epochs == 3 && s->max_steps == -1 && s->per_device_train_batch_size == 8);
     CHECK(s->per_device_eval_batch_size == 8 && s->gradient_accumulation_steps == 1 &&
           s->global_batch_size == 0);
-    CHECK(s->seed == 42 && !s->gradient_checkpointing && s->zero_stage == 1 && s->logits_megabytes == 256);
+    CHECK(s->seed == 42 && !s->gradient_checkpointing && s->zero_stage == 1 && s->logits_megabytes == 0);
     CHECK(s->threads == 0 && !strcmp(s->device, "auto") && s->logging_steps == 10 &&
           s->eval_strategy == WHEN_NO);
     CHECK(s->save_strategy == WHEN_STEPS && s->save_steps == 500 && s->save_total_limit == 0);
