@@ -1,5 +1,6 @@
 #include "runtime/safetensors.h"
 
+#include "kernels/bfloat.h"
 #include "runtime/files.h"
 
 #include <math.h>
@@ -49,20 +50,6 @@ const char *safetensors_torch_dtype(enum dtype type)
 
 /* -- the numbers ------------------------------------------------------------------------------ */
 
-static float float_of_bits(uint32_t bits)
-{
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-static uint32_t bits_of_float(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
 /* Exact: every half is a float. */
 static float widen_half(uint16_t half)
 {
@@ -73,24 +60,12 @@ static float widen_half(uint16_t half)
     return sign ? -small : small;
 }
 
-static float widen_bfloat(uint16_t bfloat)
-{
-    return float_of_bits((uint32_t)bfloat << 16);
-}
-
-/* To nearest, ties to even; too large becomes infinite. */
-static uint16_t narrow_bfloat(float value)
-{
-    uint32_t bits = bits_of_float(value);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 static uint16_t narrow_half(float value)
 {
-    uint32_t bits = bits_of_float(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    uint32_t bits = float_bits(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
     if (magnitude >= 0x477ff000) return (uint16_t)(sign | 0x7c00); /* 65520 and more */
     if (magnitude < 0x38800000) /* below 2^-14: a multiple of 2^-24; adding 1/2 has the float unit round it */
-        return (uint16_t)(sign | (bits_of_float(float_of_bits(magnitude) + 0.5f) - 0x3f000000));
+        return (uint16_t)(sign | (float_bits(float_of_bits(magnitude) + 0.5f) - 0x3f000000));
     magnitude += 0xfff + (magnitude >> 13 & 1);
     return (uint16_t)(sign | (magnitude - 0x38000000) >> 13);
 }
@@ -264,7 +239,8 @@ static enum status read_chunk(const struct safetensors *file, const struct safet
     TRY(files_read_at(file->descriptor, target, (size_t)(count * bytes), entry->begin + first * bytes,
                       file->path));
     for (int64_t i = 0; narrow && i < count; i++)
-        values[i] = entry->type == DTYPE_HALF ? widen_half(narrow[i]) : widen_bfloat(narrow[i]);
+        values[i] =
+            entry->type == DTYPE_HALF ? widen_half(narrow[i]) : bfloat_widen((struct bfloat){narrow[i]});
     return check_finite(file, entry, first, count, values);
 }
 
@@ -325,7 +301,10 @@ static enum status narrow_chunk(uint16_t *narrow, const float *values, int64_t f
 {
     for (int64_t i = 0; i < count; i++) {
         float value = values[i], back = value;
-        if (type == DTYPE_BFLOAT) back = widen_bfloat(narrow[i] = narrow_bfloat(value));
+        if (type == DTYPE_BFLOAT) {
+            narrow[i] = bfloat_round(value).bits;
+            back = bfloat_widen((struct bfloat){narrow[i]});
+        }
         if (type == DTYPE_HALF) back = widen_half(narrow[i] = narrow_half(value));
         if (!isfinite(value))
             return fail("tensor %s holds %s at element %lld, so it cannot be saved as a model", source->name,

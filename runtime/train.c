@@ -163,8 +163,8 @@ static enum status run_step(struct run *run)
     enum status status = train_step(&run->trainer, run->state.step, &result);
     if (status != STATUS_OK) {
         char *reason = text_copy(status_sentence());
-        status = fail("step %lld was not taken: %s; the last checkpoint is good",
-                      (long long)run->state.step + 1, reason);
+        status = fail("step %lld was not taken: %s%s", (long long)run->state.step + 1, reason,
+                      run->saved_step || run->checkpoint ? "; the last checkpoint is good" : "");
         free(reason);
         return status;
     }
