@@ -7,14 +7,18 @@ import subprocess
 import sys
 import tempfile
 
-import h5py
-import numpy
-
 
 def skip(reason):
     print("skipped:", reason)
     sys.exit(77)
 
+
+try:
+    import h5py
+    import numpy
+    import tokenizers  # noqa: F401  (for wpo prepare)
+except ImportError as error:
+    skip(f"{error}; ./launcher/setup makes a .venv with what is needed")
 
 BINARY = os.environ.get("WPO_BINARY") or ""
 DATA = os.environ.get("WPO_TEST_DATA") or ""
