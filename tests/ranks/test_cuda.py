@@ -27,9 +27,10 @@ ONE = {"per_device_train_batch_size": 2, "global_batch_size": BATCH, "max_steps"
 FLOAT = 2e-5 * max(1, STEPS / 5)
 
 # bfloat16: a product rounds its result once, relatively by at most 2^-8, 2^-8 / sqrt(3) as a rule. Six products a layer, L = 5
-# layers and their errors independent: sqrt(30) * 2^-8 / sqrt(3) = 1.2 % of a logit, 0.06 nats for logits of about 5. The weight
-# is the exponential of a mean of such errors, at most 3 of them (docs/numerics.md): 20 %, and the loss is proportional to it.
-BFLOAT = 0.2
+# layers and their errors independent: sqrt(30) * 2^-8 / sqrt(3) = 1.2 % of a logit, 0.06 nats for logits of about 5. A
+# completion's weight is the exponential of a mean of such errors, at most 3 of them (docs/numerics.md): 18 %. A pair has two
+# completions, independent: sqrt(2) times that, and the loss is proportional to the pair's weight.
+BFLOAT = 0.25
 
 
 def on(binary, ranks, groups, out, **keys):
@@ -38,6 +39,13 @@ def on(binary, ranks, groups, out, **keys):
         return train(ranks, groups, out, **keys)
     finally:
         runs.BINARY = CPU
+
+
+def distance(a, b):
+    """Largest difference of two curves, relative to the loss or to its mean over the steps, whichever is larger: the relative
+    error of a small loss is the absolute one of its margin, which the bound on the weight says nothing of."""
+    mean = sum(a) / len(a)
+    return max(abs(x - y) / max(x, y, mean) for x, y in zip(a, b))
 
 
 def losses(records):
@@ -65,7 +73,7 @@ def test_float(failures, folder, groups):
 
 def test_bfloat(failures, folder, groups, cpu):
     first = on(CUDA, 1, groups, folder("bfloat"), save_strategy="steps", save_steps=STEPS // 2, **ONE)
-    far = relative(losses(cpu), losses(first))
+    far = distance(losses(cpu), losses(first))
     failures.check(far < BFLOAT, f"bfloat16: {STEPS} steps, loss near the CPU's float32, relative {far:.1e} of {BFLOAT}")
     failures.check(far > FLOAT, "bfloat16: it is not float32 in disguise")
     failures.check(first[0]["rewards/margins"] == 0, "bfloat16: the margin at step 0 is exactly 0")
