@@ -1,5 +1,6 @@
 #include "launcher/progress.h"
 
+#include "runtime/clock.h"
 #include "runtime/files.h"
 #include "runtime/json.h"
 
@@ -13,13 +14,6 @@
 
 enum { LINE = 512 };
 static const double redraw_seconds = 0.1, speak_seconds = 60;
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* -- numbers for people ----------------------------------------------------------------------- */
 
@@ -215,7 +209,7 @@ static bool new_phase(const struct progress_log *log, const struct progress *pro
 static void report_progress(void *context, const struct progress *progress)
 {
     struct progress_log *log = context;
-    double time = now();
+    double time = clock_seconds();
     if (new_phase(log, progress)) {
         /* The first call of a phase comes when one piece is done, whose seconds are not known. */
         log->phase_start = time;
@@ -271,7 +265,7 @@ static char *record_line(const struct progress_log *log, int64_t step, const str
         double value = metric_value(metrics, count, evaluation ? "eval_" : "", shown_metrics[i][0]);
         append_number(text, sizeof text, LINE - 1, shown_metrics[i][1], value);
     }
-    double left = training ? seconds_left(log, now()) : NAN;
+    double left = training ? seconds_left(log, clock_seconds()) : NAN;
     if (isfinite(left)) {
         char number[32];
         snprintf(part, sizeof part, "  ETA %s", progress_duration(number, left));
@@ -290,7 +284,7 @@ static void report_metrics(void *context, int64_t step, const struct metric *met
     }
     struct json *json = json_new();
     json_put_int(json_root(json), "step", step);
-    json_put_number(json_root(json), "time", now() - log->start);
+    json_put_number(json_root(json), "time", clock_seconds() - log->start);
     for (int64_t i = 0; i < count; i++) {
         if (!isnan(metrics[i].value)) json_put_number(json_root(json), metrics[i].name, metrics[i].value);
     }
@@ -352,7 +346,7 @@ enum status progress_open(struct progress_log *log, const char *folder, bool app
 {
     const char *terminal = getenv("TERM");
     bool redraws = terminal && *terminal && strcmp(terminal, "dumb");
-    *log = (struct progress_log){.screen = screen, .live = isatty(screen) == 1 && redraws, .start = now()};
+    *log = (struct progress_log){.screen = screen, .live = isatty(screen) == 1 && redraws, .start = clock_seconds()};
     log->log.descriptor = log->metrics.descriptor = log->pairs.descriptor = -1;
     log->metrics_rewound = log->pairs_rewound = !append;
     if (!folder) return STATUS_OK;

@@ -1,5 +1,7 @@
 #include "runtime/links.h"
 
+#include "runtime/clock.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <ifaddrs.h>
@@ -13,17 +15,9 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 static const double connect_seconds = 20, join_seconds = 60, hello_seconds = 1;
-
-static double now_seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 static int milliseconds(double seconds)
 {
@@ -189,10 +183,10 @@ static int greet(int socket, const struct token *token)
 {
     struct hello hello;
     size_t have = 0;
-    double end = now_seconds() + hello_seconds;
-    while (have < sizeof hello && now_seconds() < end) {
+    double end = clock_seconds() + hello_seconds;
+    while (have < sizeof hello && clock_seconds() < end) {
         struct pollfd wait = {.fd = socket, .events = POLLIN};
-        if (poll(&wait, 1, milliseconds(end - now_seconds())) <= 0) continue;
+        if (poll(&wait, 1, milliseconds(end - clock_seconds())) <= 0) continue;
         ssize_t got = recv(socket, (char *)&hello + have, sizeof hello - have, 0);
         if (got == 0 || (got < 0 && errno != EINTR && errno != EAGAIN)) return -1;
         if (got > 0) have += (size_t)got;
@@ -207,10 +201,10 @@ static enum status welcome(struct link *links, int listener, const struct comm *
                            const struct token *token)
 {
     int missing = comm->size - 1 - comm->rank;
-    double end = now_seconds() + join_seconds;
-    while (missing > 0 && now_seconds() < end) {
+    double end = clock_seconds() + join_seconds;
+    while (missing > 0 && clock_seconds() < end) {
         struct pollfd wait = {.fd = listener, .events = POLLIN};
-        if (poll(&wait, 1, milliseconds(end - now_seconds())) <= 0) continue;
+        if (poll(&wait, 1, milliseconds(end - clock_seconds())) <= 0) continue;
         int socket_taken = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (socket_taken < 0 && (errno == EMFILE || errno == ENFILE))
             return fail(
@@ -334,7 +328,7 @@ void link_send(struct link *link, const void *record)
 
 void links_finish(struct link *links, int size, double seconds)
 {
-    double end = now_seconds() + seconds;
+    double end = clock_seconds() + seconds;
     unsigned char record[LINK_RECORD];
     for (int r = 0; r < size; r++)
         if (links[r].socket >= 0) shutdown(links[r].socket, SHUT_WR);
@@ -345,8 +339,8 @@ void links_finish(struct link *links, int size, double seconds)
                 ;
             open += links[r].socket >= 0;
         }
-        if (!open || now_seconds() >= end) break;
-        links_wait(links, size, -1, end - now_seconds());
+        if (!open || clock_seconds() >= end) break;
+        links_wait(links, size, -1, end - clock_seconds());
     }
     links_close(links, size);
 }

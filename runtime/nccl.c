@@ -8,6 +8,7 @@
  * With options.ordered each share goes to its owner as it is and ops->sum_rows() adds the ranks in order, in
  * f32: the same bytes again, and bits that depend on the number of ranks alone. */
 #include "kernels/require.h"
+#include "runtime/clock.h"
 #include "runtime/exchange.h"
 #include "runtime/watch.h"
 
@@ -37,13 +38,6 @@ struct reduction {
     void *received;        /* [size][length], with options.ordered */
     bool started;
 };
-
-static double now_seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 /* Sleeps for a hundredth of the wait so far: short waits stay short, long ones cost no processor. */
 static void pause_after(double waited)
@@ -98,9 +92,9 @@ static bool patience_ends(const struct exchange *x, double waited)
  * ranks, because it connects them. */
 static void settle(struct exchange *x, ncclResult_t result)
 {
-    double begin = now_seconds();
+    double begin = clock_seconds();
     while (result == ncclInProgress) {
-        double waited = now_seconds() - begin;
+        double waited = clock_seconds() - begin;
         if (patience_ends(x, waited)) collapse(x, "other ranks did not answer in time");
         pause_after(waited);
         result = state_of(x);
@@ -307,12 +301,12 @@ static bool device_idle(const struct exchange *x)
 static void nccl_wait(struct exchange *x)
 {
     if (x->comm->size > 1) {
-        double begun = now_seconds();
+        double begun = clock_seconds();
         watch_enter("end of the devices' work");
         for (bool done = false; !done;) {
             done = device_idle(x);
             ncclResult_t state = state_of(x);
-            double waited = now_seconds() - begun;
+            double waited = clock_seconds() - begun;
             if (state != ncclSuccess && state != ncclInProgress) collapse_with(x, state);
             if (!done && patience_ends(x, waited)) collapse(x, "the device did not finish in time");
             if (!done) pause_after(waited);
@@ -351,12 +345,12 @@ static enum status connect_ranks(struct exchange *x, ncclUniqueId id)
 {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
-    double begun = now_seconds(), limit = 0.8 * x->options.seconds;
+    double begun = clock_seconds(), limit = 0.8 * x->options.seconds;
     x->what = "start of NCCL";
     watch_enter(x->what);
     ncclResult_t result = ncclCommInitRankConfig(&x->nccl, x->comm->size, id, x->comm->rank, &config);
-    while (result == ncclInProgress && (limit <= 0 || now_seconds() - begun < limit)) {
-        pause_after(now_seconds() - begun);
+    while (result == ncclInProgress && (limit <= 0 || clock_seconds() - begun < limit)) {
+        pause_after(clock_seconds() - begun);
         result = state_of(x);
     }
     if (result != ncclSuccess && result != ncclInProgress) collapse_with(x, result);
@@ -374,10 +368,10 @@ static void disconnect(struct exchange *x)
 {
     if (!x->nccl) return;
     x->ops->sync(x->device);
-    double begun = now_seconds();
+    double begun = clock_seconds();
     ncclResult_t result = ncclCommFinalize(x->nccl);
-    while (result == ncclInProgress && !patience_ends(x, now_seconds() - begun)) {
-        pause_after(now_seconds() - begun);
+    while (result == ncclInProgress && !patience_ends(x, clock_seconds() - begun)) {
+        pause_after(clock_seconds() - begun);
         result = state_of(x);
     }
     if (result == ncclSuccess)

@@ -1,5 +1,6 @@
 #include "runtime/run.h"
 
+#include "runtime/clock.h"
 #include "runtime/files.h"
 #include "runtime/pretrained.h"
 #include "runtime/reference.h"
@@ -9,14 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-
-double run_seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 void run_note(const struct run *run, const char *format, ...)
 {
@@ -150,7 +143,7 @@ static enum status reference_for(struct run *run, struct order *order, int64_t s
     if (status == STATUS_OK && !comm_any(run->comm, !found) && reference_complete(logp, order, steps)) {
         run_note(run, "reference log-probabilities: read from %s", path);
     } else if (status == STATUS_OK) {
-        double start = run_seconds();
+        double start = clock_seconds();
         struct completion_sums *sums = allocate(count, sizeof *sums);
         status = engine_score(&run->engine, order, 0, steps < per_epoch ? steps : per_epoch, micro,
                               run->report, "reference", sums);
@@ -161,7 +154,7 @@ static enum status reference_for(struct run *run, struct order *order, int64_t s
             status = comm_agree(run->comm,
                                 run->comm->rank == 0 ? reference_write(logp, groups, &key, path) : STATUS_OK);
         run_note(run, "reference log-probabilities of %s: computed in %.1f s", groups->path,
-                 run_seconds() - start);
+                 clock_seconds() - start);
     }
     free(path);
     return status;

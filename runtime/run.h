@@ -35,6 +35,5 @@ void run_close(struct run *run);
 
 /* A sentence for the log, from rank 0. */
 void run_note(const struct run *run, const char *format, ...) __attribute__((format(printf, 2, 3)));
-double run_seconds(void); /* of a clock that never steps back */
 
 #endif

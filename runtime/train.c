@@ -1,5 +1,6 @@
 #include "runtime/train.h"
 
+#include "runtime/clock.h"
 #include "runtime/run.h"
 #include "runtime/signals.h"
 
@@ -30,7 +31,7 @@ static enum status evaluate(struct run *run)
 static enum status write_checkpoint(struct run *run)
 {
     if (run->saved_step == run->state.step) return STATUS_OK;
-    double start = run_seconds();
+    double start = clock_seconds();
     enum status status = comm_agree(run->comm, optimiser_stage_out(&run->optimiser));
     if (status == STATUS_OK)
         status = checkpoint_save(run->comm, run->settings->output_dir, &run->engine.params, &run->state,
@@ -39,7 +40,7 @@ static enum status write_checkpoint(struct run *run)
     TRY(status);
     run->saved_step = run->state.step;
     run_note(run, "saved %s/checkpoint-%lld in %.1f s", run->settings->output_dir, (long long)run->state.step,
-             run_seconds() - start);
+             clock_seconds() - start);
     return STATUS_OK;
 }
 
@@ -158,7 +159,7 @@ static enum status skip_step(struct run *run)
 
 static enum status run_step(struct run *run)
 {
-    double start = run_seconds();
+    double start = clock_seconds();
     struct step_result result;
     enum status status = train_step(&run->trainer, run->state.step, &result);
     if (status != STATUS_OK) {
@@ -171,7 +172,7 @@ static enum status run_step(struct run *run)
     if (result.skipped) return skip_step(run);
     run->skipped_steps = 0;
     TRY(check_first_step(run, &result));
-    double seconds = run_seconds() - start;
+    double seconds = clock_seconds() - start;
     if (run->comm->rank == 0) trainer_report_pairs(&run->trainer, run->state.step, run->report);
     run->state.step++;
     run->state.tokens += (int64_t)result.tally.sum[TALLY_TOKENS];

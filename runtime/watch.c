@@ -1,6 +1,7 @@
 #include "runtime/watch.h"
 
 #include "kernels/require.h"
+#include "runtime/clock.h"
 #include "runtime/links.h"
 
 #include <inttypes.h>
@@ -10,7 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
 /* Rank 0 judges; rank 1 is there for the case that rank 0 is the one that does not answer. */
@@ -52,13 +52,6 @@ static struct {
     bool *gone;    /* said goodbye */
 } watch = {.lock = PTHREAD_MUTEX_INITIALIZER, .what = "start"};
 
-static double now_seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
 /* -- the main thread's side ------------------------------------------------------------------- */
 
 static void place(const char *what, bool inside)
@@ -68,7 +61,7 @@ static void place(const char *what, bool inside)
     if (what) watch.what = what;
     watch.number += inside;
     watch.inside = inside;
-    watch.since = now_seconds();
+    watch.since = clock_seconds();
     pthread_mutex_unlock(&watch.lock);
 }
 
@@ -100,10 +93,10 @@ static void tell(enum kind kind)
     mine->kind = (uint32_t)kind;
     mine->number = watch.number;
     mine->inside = watch.inside;
-    mine->elapsed = now_seconds() - watch.since;
+    mine->elapsed = clock_seconds() - watch.since;
     snprintf(mine->what, sizeof mine->what, "%s", watch.what);
     pthread_mutex_unlock(&watch.lock);
-    watch.heard[mine->rank] = now_seconds();
+    watch.heard[mine->rank] = clock_seconds();
     send_to_all(mine);
 }
 
@@ -129,7 +122,7 @@ static void hear(int rank, const unsigned char *bytes)
     if (record.kind == KIND_GOODBYE) watch.gone[rank] = true;
     record.what[sizeof record.what - 1] = record.host[sizeof record.host - 1] = 0;
     watch.seen[rank] = record;
-    watch.heard[rank] = now_seconds();
+    watch.heard[rank] = clock_seconds();
 }
 
 static void hear_all(void)
@@ -146,7 +139,7 @@ static void hear_all(void)
 static void judge_silence(int rank, double patience)
 {
     const struct record *seen = &watch.seen[rank];
-    double silent = now_seconds() - watch.heard[rank];
+    double silent = clock_seconds() - watch.heard[rank];
     if (watch.gone[rank] || silent <= patience) return;
     char sentence[sizeof seen->sentence];
     snprintf(sentence, sizeof sentence,
@@ -271,9 +264,9 @@ static void forgive(double seconds)
 static void *run_watch(void *unused)
 {
     (void)unused;
-    double latest = now_seconds(), next = latest;
+    double latest = clock_seconds(), next = latest;
     for (uint64_t asked; read(watch.wake, &asked, sizeof asked) < 0;) {
-        double now = now_seconds();
+        double now = clock_seconds();
         if (now - latest > 2 * watch.period) forgive(now - latest);
         latest = now;
         hear_all();
@@ -303,7 +296,7 @@ static void meet_all(struct comm *comm)
 {
     char(*hosts)[sizeof comm->host] = allocate(comm->size, sizeof *hosts);
     comm_gather_all(comm, hosts, comm->host, sizeof comm->host);
-    watch.since = now_seconds();
+    watch.since = clock_seconds();
     for (int r = 0; r < comm->size; r++) {
         struct record *seen = &watch.seen[r];
         *seen = (struct record){.rank = r, .what = "start"};

@@ -87,6 +87,17 @@ __device__ inline void load_tile(float *tile, const float *from, int64_t stride,
 
 static_assert(ROWS == OTHERS, "load_tile fills both kinds");
 
+/* The tile's keys and values take the place of those before, when the whole block is done with them. */
+__device__ inline void next_tiles(float *keys, float *values, const struct arguments &a, int key_head,
+                                  const struct key_tile &t)
+{
+    const float *from = a.qkv + t.row * a.qkv_stride;
+    __syncthreads();
+    load_tile(keys, from + key_column(a, key_head), a.qkv_stride, t.count, a.size);
+    load_tile(values, from + value_column(a, key_head), a.qkv_stride, t.count, a.size);
+    __syncthreads();
+}
+
 /* dots[i] = own row i of the warp times this lane's row of the other side. */
 __device__ inline void multiply(float (&dots)[WARP_ROWS], const float *own, const float *other, int size)
 {
@@ -154,11 +165,7 @@ __global__ void __launch_bounds__(THREADS) attention_float(struct arguments a)
     const struct key_walk walk = key_walk_of<OTHERS>(p.span, p.first, p.rows, a.window);
     for (int j = 0; j < walk.tiles; j++) {
         const struct key_tile t = key_tile_of<OTHERS>(p.span, walk, j);
-        const float *from = a.qkv + t.row * a.qkv_stride;
-        __syncthreads(); /* the tiles before are done with */
-        load_tile(keys, from + key_column(a, key_head), a.qkv_stride, t.count, a.size);
-        load_tile(values, from + value_column(a, key_head), a.qkv_stride, t.count, a.size);
-        __syncthreads();
+        next_tiles(keys, values, a, key_head, t);
 
         float weight[WARP_ROWS];
         multiply(weight, queries, keys, a.size);
@@ -225,11 +232,7 @@ __global__ void __launch_bounds__(THREADS) attention_grad_queries_float(struct a
     const struct key_walk walk = key_walk_of<OTHERS>(p.span, p.first, p.rows, a.window);
     for (int j = 0; j < walk.tiles; j++) {
         const struct key_tile t = key_tile_of<OTHERS>(p.span, walk, j);
-        const float *from = a.qkv + t.row * a.qkv_stride;
-        __syncthreads(); /* the tiles before are done with */
-        load_tile(keys, from + key_column(a, key_head), a.qkv_stride, t.count, a.size);
-        load_tile(values, from + value_column(a, key_head), a.qkv_stride, t.count, a.size);
-        __syncthreads();
+        next_tiles(keys, values, a, key_head, t);
 
         float score[WARP_ROWS], ds[WARP_ROWS];
         multiply(score, queries, keys, a.size);

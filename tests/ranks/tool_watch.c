@@ -7,6 +7,7 @@
  * outside after 20 sums); hang (all ranks enter something that does not end). With TOOL_APART set the ranks
  * behave as if they were on several hosts; with TOOL_LATE the last one comes so many seconds late. */
 #include "kernels/require.h"
+#include "runtime/clock.h"
 #include "runtime/comm.h"
 #include "runtime/watch.h"
 
@@ -15,13 +16,6 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 static void rest(double seconds)
 {
@@ -41,9 +35,9 @@ static void print_pids(struct comm *comm)
 
 static void meet(struct comm *comm, double seconds, double life, const char *mode, int chosen)
 {
-    double end = now() + life;
+    double end = clock_seconds() + life;
     for (int turn = 0;; turn++) {
-        double values[2] = {comm->rank, now() < end};
+        double values[2] = {comm->rank, clock_seconds() < end};
         comm_minimum(comm, values, 2);
         if (values[1] == 0) return;
         if (!strcmp(mode, "slow") && comm->rank == chosen) rest(0.7 * seconds);
