@@ -2,6 +2,7 @@
 
 import numpy
 
+from text.rows import LARGEST_GROUP
 from text.tokens import REASONS
 
 EXAMPLES = 3  # boundary mismatches shown
@@ -20,6 +21,8 @@ class Audit:
         self.truncated_completions = 0
         self.dropped = dict.fromkeys(REASONS, 0)
         self.identical = 0
+        self.tied = 0  # rows in which two completions have the same score
+        self.group_sizes = numpy.zeros(LARGEST_GROUP + 1, numpy.int64)
         self.boundary = 0
         self.boundary_examples = []
         self.moved = 0
@@ -31,7 +34,7 @@ class Audit:
         self.completion_lengths = numpy.zeros(max_length + 1, numpy.int64)
         self.total_lengths = numpy.zeros(max_length + 1, numpy.int64)
 
-    def count(self, group, row, model):
+    def count(self, group, scores, row, model, layout):
         self.rows += 1
         self.double_bos += group.double_bos
         self.no_eos += group.no_eos
@@ -47,7 +50,10 @@ class Audit:
         self.moved += group.moved
         self.truncated_rows += group.truncated > 0
         self.truncated_completions += group.truncated
-        self.identical += len(group.completions) > 1 and group.completions[0] == group.completions[1]
+        ranked = 2 if layout.sampled else len(group.completions)  # what the policy drew may equal the others
+        self.identical += repeats([tuple(ids) for ids in group.completions[:ranked]])
+        self.tied += repeats([score for score in scores[:ranked] if score == score])
+        self.group_sizes[len(group.completions)] += 1
         self.completions += len(group.completions)
         self.prompt_tokens += len(group.prompt)
         for ids in group.completions:
@@ -65,13 +71,14 @@ class Audit:
             else:
                 setattr(self, name, getattr(self, name) + value)
 
-    def summary(self, kind, rules, notes):
+    def summary(self, layout, rules, notes):
         """The audit as JSON values; nothing in it depends on time, machine or number of processes."""
         dropped = sum(self.dropped.values())
         tokens = self.completion_tokens()
         shared = self.prompt_tokens + tokens
         return {
-            "kind": kind,
+            "kind": layout.group_kind,
+            **({"form": layout.form} if layout.form else {}),
             "truncation": rules.truncation,
             "max_length": rules.max_length,
             **({"max_prompt_length": rules.max_prompt_length} if rules.truncation == "authors" else {}),
@@ -83,6 +90,7 @@ class Audit:
             "dropped": dropped,
             "dropped_because": {reason: count for reason, count in self.dropped.items() if count},
             "identical_completions": self.identical,
+            **(self.ranking() if layout.form == "ranked" else {}),
             "boundary_mismatches": self.boundary,
             "boundary_examples": self.boundary_examples,
             "differs_from_separate_sequences": self.moved,
@@ -99,8 +107,16 @@ class Audit:
             "notes": notes,
         }
 
+    def ranking(self):
+        sizes = {str(size): int(count) for size, count in enumerate(self.group_sizes) if count}
+        return {"tied_scores": self.tied, "group_sizes": sizes}
+
     def completion_tokens(self):
         return int((numpy.arange(len(self.completion_lengths)) * self.completion_lengths).sum())
+
+
+def repeats(values):
+    return len(set(values)) < len(values)
 
 
 def ratio(a, b):
@@ -141,12 +157,23 @@ def percent(part, whole):
     return f"{part:,} ({100 * part / whole:.1f} %)" if whole else f"{part:,}"
 
 
+def show_form(summary):
+    form = summary.get("form")
+    if form == "sampled":
+        return " (chosen, rejected, sampled)"
+    if form != "ranked":
+        return ""
+    sizes = [int(size) for size in summary["group_sizes"]]
+    return f" (ranked, {min(sizes)} to {max(sizes)} in a group)"
+
+
 def page(summary):
     """The audit as text; `summary` also names the file ("out") and its size ("bytes")."""
     s = summary
+    form = s.get("form")
     lines = [
-        f"{s['out']}: {s['kept']:,} groups of kind {s['kind']}, {s['completions']:,} completions, "
-        f"{s['bytes']:,} bytes",
+        f"{s['out']}: {s['kept']:,} groups of kind {s['kind']}{show_form(s)}, "
+        f"{s['completions']:,} completions, {s['bytes']:,} bytes",
         f"  rows read                 {s['rows']:,}",
         f"  kept                      {percent(s['kept'], s['rows'])}",
         f"  truncated                 {percent(s['truncated_rows'], s['rows'])}, "
@@ -154,8 +181,11 @@ def page(summary):
         f"  dropped                   {percent(s['dropped'], s['rows'])}",
     ]
     lines += [f"    {reason:<24}{count:,}" for reason, count in s["dropped_because"].items()]
-    if s["kind"] == "preference":
-        lines.append(f"  chosen equals rejected    {percent(s['identical_completions'], s['rows'])}, kept")
+    if form:
+        what = "two completions are equal" if form == "ranked" else "chosen equals rejected"
+        lines.append(f"  {what:<25} {percent(s['identical_completions'], s['rows'])}, kept")
+    if form == "ranked":
+        lines.append(f"  two scores are equal      {percent(s['tied_scores'], s['rows'])}, kept")
     lines.append(f"  boundary mismatches       {percent(s['boundary_mismatches'], s['rows'])}")
     for example in s["boundary_examples"]:
         pairs = zip(example["pieces"], example["tokens"])
@@ -164,9 +194,10 @@ def page(summary):
             + ", ".join(f"{piece!r} ({id})" for piece, id in pairs)
         )
     if s["differs_from_separate_sequences"]:
+        many, alone = ("two", "chosen and rejected") if form == "pair" else ("all", "completions")
         lines.append(
-            f"  one prompt for two        {percent(s['differs_from_separate_sequences'], s['rows'])}: "
-            "cut where chosen and rejected alone would be cut differently"
+            f"  one prompt for {many}        {percent(s['differs_from_separate_sequences'], s['rows'])}: "
+            f"cut where {alone} alone would be cut differently"
         )
     lines += [
         f"  double BOS                {percent(s['double_bos'], s['rows'])}",

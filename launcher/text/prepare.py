@@ -1,6 +1,7 @@
 """`wpo prepare`: preference data and a model's tokenizer in, a groups file of token ids out."""
 
 import argparse
+import difflib
 import hashlib
 import json
 import os
@@ -16,7 +17,8 @@ from text.errors import BadInput, BadRow
 from text.groups_file import BLOCK, Spool, write_groups
 from text.pool import convert_all, name_row
 from text.progress import Progress
-from text.rows import chunks_of, find_layout, list_files, parse_row, size_of
+from text.rows import NEEDED, find_layout, parse_row
+from text.sources import chunks_of, list_files, size_of
 from text.template import one_line
 from text.tokenizer import Model
 from text.tokens import Rules
@@ -27,6 +29,7 @@ examples:
   wpo prepare --model zephyr-7b-sft --data ultrafeedback_binarized --split train_prefs --out train.h5
   wpo prepare --model llama-3-8b --data pairs.jsonl --out pairs.h5 --max_length 2048 --num_proc 16
   wpo prepare --model zephyr-7b-sft --data pairs.parquet --out pairs.h5 --truncation authors
+  wpo prepare --model zephyr-7b-sft --data rankings.jsonl --out rankings.h5 --format ranked
 """
 
 
@@ -43,8 +46,29 @@ def positive(text):
 positive.__name__ = "integer"
 
 
+class Parser(argparse.ArgumentParser):
+    """With one sentence for an error instead of the usage, and help that notices a full disk."""
+
+    def error(self, message):
+        print(f"{NAME}: {one_line(message)}; `{NAME} --help` shows the options.", file=sys.stderr)
+        sys.exit(2)
+
+    def print_help(self, file=None):
+        say(self.format_help().rstrip("\n"))
+
+    def parse_all(self, words):
+        options, rest = self.parse_known_args(words)
+        for word in rest:
+            name = word.partition("=")[0]
+            if not name.startswith("-"):
+                self.error(f"'{word}' belongs to no option")
+            near = difflib.get_close_matches(name, self._option_string_actions, 1)
+            self.error(f"unknown option {name}" + (f" (did you mean {near[0]}?)" if near else ""))
+        return options
+
+
 def parse_arguments(words):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=NAME,
         description="Turns preference data into a groups file: token ids, as TRL makes them, for `wpo train`.",
         epilog=EXAMPLES,
@@ -75,11 +99,11 @@ def parse_arguments(words):
     add("--max_prompt_length", type=positive, metavar="N", help="for --truncation authors (default: 512)")
     add("--max_samples", type=positive, metavar="N", help="read the first N rows only")
     add("--num_proc", type=positive, metavar="N", help="processes (default: one per available core)")
-    add("--format", choices=("auto", "preference", "prompt-completion", "unpaired"), default="auto",
+    add("--format", choices=("auto", *NEEDED), default="auto",
         help="what the rows are (default: auto, from the columns)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace the output file if it exists")
     add("--json", action="store_true", help="print the audit as JSON")
-    options = parser.parse_args([plain_option(word) for word in words])
+    options = parser.parse_all([plain_option(word) for word in words])
     if options.truncation != "authors" and options.max_prompt_length is not None:
         parser.error("--max_prompt_length belongs to --truncation authors")
     if options.truncation == "authors":
@@ -221,11 +245,12 @@ def prepare(options):
         spool = Spool(folder)
         audit = convert_to(spool, files, model, layout, rules, options)
         warnings = check_kept(audit, model, rules, files)
-        summary = audit.summary(layout.kind, rules, model.notes)
+        summary = audit.summary(layout, rules, model.notes)
         attributes = {
             "format": "wpo-groups",
             "version": 1,
-            "kind": layout.kind,
+            "kind": layout.group_kind,
+            **({"form": layout.form} if layout.form else {}),
             "vocabulary": model.vocabulary,
             "max_length": rules.max_length,
             "truncation": rules.truncation,
@@ -248,16 +273,23 @@ def prepare(options):
             spool.close()
         if os.path.exists(part):
             os.unlink(part)
-    show({"out": options.out, "bytes": size, **summary}, options.json)
-    for warning in warnings:
-        print(f"{NAME}: warning: {warning}", file=sys.stderr)
-
-
-def show(summary, as_json):
+    report = {"out": options.out, "bytes": size, **summary}
     try:
-        print(json.dumps(summary, indent=2) if as_json else page(summary), flush=True)
-    except BrokenPipeError:  # the reader has seen enough; the file is written
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        text = json.dumps(report, indent=2) if options.json else page(report)
+        say(text, f"; {options.out} is complete")
+    finally:
+        for warning in warnings:
+            print(f"{NAME}: warning: {warning}", file=sys.stderr)
+
+
+def say(text, otherwise=""):
+    """Prints to standard output. A reader that has seen enough needs no sentence, a full disk does."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+        if not isinstance(error, BrokenPipeError):
+            raise BadInput(f"standard output cannot be written ({error.strerror}){otherwise}.") from error
 
 
 def sync_folder(folder):
@@ -273,10 +305,11 @@ def interrupt(number, frame):
 
 
 def main(words):
-    options = parse_arguments(words)
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        prepare(options)
+        if sys.stdout is not None:
+            sys.stdout.reconfigure(errors="backslashreplace")  # tokens may hold what its encoding lacks
+        prepare(parse_arguments(words))
         return 0
     except KeyboardInterrupt:
         print(f"{NAME}: interrupted; nothing was written", file=sys.stderr)

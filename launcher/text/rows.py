@@ -1,30 +1,25 @@
-"""Rows of JSONL and Parquet files, in any of the formats people keep preference data in."""
+"""Rows, in any of the formats people keep preference data in."""
 
 import json
 import math
-import os
 from dataclasses import dataclass, field
 
-import pyarrow
-import pyarrow.parquet
+from text.errors import BadRow
 
-from text.errors import BadInput, BadRow
-
-CHUNK_ROWS = (
-    128  # rows handed to a process at a time; never depends on their number, so neither does the output
-)
+LARGEST_GROUP = 64  # completions
 COLUMNS = (
-    "prompt", "chosen", "rejected", "completion", "label", "score", "score_chosen", "score_rejected", "tools",
-    "chat_template_kwargs",
+    "prompt", "chosen", "rejected", "sampled", "completions", "completion", "label", "score", "scores",
+    "score_chosen", "score_rejected", "score_sampled", "tools", "chat_template_kwargs",
 )  # fmt: skip
-NEEDED = {
+NEEDED = {  # columns of a kind of rows; where several would do, the first kind counts
     "preference": ("chosen", "rejected"),
-    "prompt-completion": ("prompt", "completion"),
+    "ranked": ("prompt", "completions"),
     "unpaired": ("prompt", "completion", "label"),
+    "prompt-completion": ("prompt", "completion"),
 }
 EXPECTED = (
-    "preference data has chosen and rejected (and prompt), prompt-completion data prompt and completion, "
-    "unpaired data prompt, completion and label"
+    "preference data has chosen and rejected (and prompt), ranked data prompt and completions, "
+    "prompt-completion data prompt and completion, unpaired data prompt, completion and label"
 )
 
 
@@ -32,9 +27,24 @@ EXPECTED = (
 class Layout:
     """How the rows of a run are to be read; the first row decides and all others must agree."""
 
-    kind: str
+    kind: str  # a key of NEEDED
     chat: bool  # conversations, else plain text
     implicit: bool  # the prompt stands inside chosen and rejected
+    sampled: bool = False  # pairs bring a third completion, drawn from the policy
+
+    @property
+    def group_kind(self):
+        """The kind of the groups file; a ranking is a preference among more than two."""
+        return "preference" if self.kind == "ranked" else self.kind
+
+    @property
+    def form(self):
+        """What the completions of a preference group are; None for the other kinds."""
+        if self.kind == "ranked":
+            return "ranked"
+        if self.kind == "preference":
+            return "sampled" if self.sampled else "pair"
+        return None
 
 
 @dataclass
@@ -48,134 +58,6 @@ class Example:
     variables: dict = field(default_factory=dict)
 
 
-@dataclass
-class Chunk:
-    """Consecutive rows of one file: (line, raw bytes) of JSONL, or (None, columns) of Parquet."""
-
-    path: str
-    first: int  # number of the first row within the file
-    offset: int  # rows of the files before it
-    rows: list
-    done: int  # bytes or rows of the file that have been read, for the progress bar
-
-
-# Files
-
-
-def list_files(paths, split):
-    """The files of --data; a folder stands for its Parquet or JSONL files of one split."""
-    files = []
-    for path in paths:
-        if os.path.isdir(path):
-            files += files_of_split(path, split)
-        elif not os.path.exists(path):
-            raise BadInput(f"{path}: there is no such file; check --data.")
-        elif split is not None:
-            raise BadInput(
-                f"{path}: --split picks files out of a folder, and this is a file; leave --split out."
-            )
-        else:
-            files.append(path)
-    return files
-
-
-def files_of_split(folder, split):
-    found = []
-    for place in (folder, os.path.join(folder, "data")):
-        if os.path.isdir(place):
-            names = sorted(name for name in os.listdir(place) if name.endswith((".parquet", ".jsonl")))
-            found += [(name, os.path.join(place, name)) for name in names]
-    splits = sorted({name.rsplit(".", 1)[0].split("-")[0] for name, _ in found})
-    if not found:
-        raise BadInput(f"{folder}: holds no .parquet or .jsonl file; check --data.")
-    if split is None:
-        if len(splits) > 1:
-            raise BadInput(f"{folder}: holds several splits ({', '.join(splits)}); choose one with --split.")
-        return [path for _, path in found]
-    chosen = [path for name, path in found if name.startswith((split + "-", split + "."))]
-    if not chosen:
-        raise BadInput(
-            f"{folder}: no file's name starts with '{split}' (found: {', '.join(splits)}); check --split."
-        )
-    return chosen
-
-
-def is_parquet(path):
-    try:
-        with open(path, "rb") as file:
-            head = file.read(4)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror}); check the file.") from error
-    if not head:
-        raise BadInput(f"{path}: the file is empty; check --data.")
-    if head[:2] == b"\x1f\x8b" or head == b"(\xb5/\xfd":
-        raise BadInput(f"{path}: is compressed; unpack it first.")
-    return head == b"PAR1" or path.endswith(".parquet")
-
-
-def open_parquet(path):
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"{path}: is not a readable Parquet file ({reason}); fetch it again.") from error
-
-
-def size_of(path):
-    """The file's size in the unit of Chunk.done."""
-    return open_parquet(path).metadata.num_rows if is_parquet(path) else os.path.getsize(path)
-
-
-def chunks_of(path, offset, limit=None):
-    """Yields the Chunks of a file, at most `limit` rows."""
-    read = parquet_chunks if is_parquet(path) else jsonl_chunks
-    return read(path, offset, math.inf if limit is None else limit)
-
-
-def jsonl_chunks(path, offset, limit):
-    rows, first, done = [], 0, 0
-    try:
-        with open(path, "rb") as file:
-            for line, raw in enumerate(file, start=1):
-                done += len(raw)
-                if line == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
-                if not raw.strip():
-                    continue
-                if first + len(rows) >= limit:
-                    break
-                rows.append((line, raw))
-                if len(rows) == CHUNK_ROWS:
-                    yield Chunk(path, first, offset, rows, done)
-                    first, rows = first + len(rows), []
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror}); check the file.") from error
-    if rows:
-        yield Chunk(path, first, offset, rows, done)
-
-
-def parquet_chunks(path, offset, limit):
-    file = open_parquet(path)
-    columns = [name for name in file.schema_arrow.names if name in COLUMNS]
-    if not columns:
-        raise BadInput(f"{path}: has the columns {', '.join(file.schema_arrow.names)}; {EXPECTED}.")
-    first = 0
-    try:
-        for batch in file.iter_batches(batch_size=CHUNK_ROWS, columns=columns):
-            rows = [(None, row) for row in batch.to_pylist()]
-            rows = rows[: int(min(len(rows), limit - first))]
-            if not rows:
-                return
-            yield Chunk(path, first, offset, rows, first + len(rows))
-            first += len(rows)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"{path}: cannot be read after row {first} ({reason}); fetch it again.") from error
-
-
-# Rows
-
-
 def refuse_duplicates(pairs):
     row = dict(pairs)
     if len(row) != len(pairs):
@@ -187,12 +69,35 @@ def refuse_duplicates(pairs):
     return row
 
 
+class Literal(str):
+    """NaN, Infinity or -Infinity, which Python's parser takes for numbers and JSON does not have."""
+
+
+def refuse_literals(row):
+    for name, value in row.items():
+        waiting = [value]
+        while waiting:
+            item = waiting.pop()
+            if isinstance(item, Literal):
+                raise BadRow(f"'{name}' holds {item}, which is not JSON; write a number, or null for none")
+            if isinstance(item, (list, dict)):
+                waiting += item.values() if isinstance(item, dict) else item
+
+
 def parse_row(raw):
     """A row as a dict, from a line of JSONL or from Parquet, where it is one already."""
     if isinstance(raw, dict):
         return raw
+    literals = []
+
+    def take_literal(word):
+        literals.append(Literal(word))
+        return literals[-1]
+
     try:
-        row = json.loads(raw.decode("utf-8"), object_pairs_hook=refuse_duplicates)
+        row = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=refuse_duplicates, parse_constant=take_literal
+        )
     except UnicodeDecodeError as error:
         raise BadRow(f"is not UTF-8 (byte {error.start} of the line); save the file as UTF-8") from error
     except (ValueError, RecursionError) as error:
@@ -203,6 +108,8 @@ def parse_row(raw):
         ) from error
     if not isinstance(row, dict):
         raise BadRow("is not a JSON object; write one object a line")
+    if literals:
+        refuse_literals(row)
     return row
 
 
@@ -211,29 +118,47 @@ def find_layout(row, wanted):
     found = [name for name, value in row.items() if value is not None]
     kind = wanted
     if wanted == "auto":
-        kinds = [
-            name
-            for name in ("preference", "unpaired", "prompt-completion")
-            if set(NEEDED[name]) <= set(found)
-        ]
+        kinds = [name for name, columns in NEEDED.items() if set(columns) <= set(found)]
         if not kinds:
             raise BadRow(f"has the columns {', '.join(row) or 'none'}; {EXPECTED}")
         kind = kinds[0]
     missing = [name for name in NEEDED[kind] if name not in found]
     if missing:
         raise BadRow(f"has no '{missing[0]}' (columns: {', '.join(row) or 'none'}); {EXPECTED}")
-    main = row["chosen" if kind == "preference" else "completion"]
+    name = {"preference": "chosen", "ranked": "completions[0]"}.get(kind, "completion")
+    main = read_list(row)[0] if kind == "ranked" else row[name]
+    if not isinstance(main, (str, list)):
+        raise BadRow(f"'{name}' must be text or a list of messages, not {kind_name(main)}")
     chat = isinstance(main, list)
     prompt = row.get("prompt")
     # UltraFeedback-binarized and its like repeat the prompt as text beside conversations that contain it.
     implicit = kind == "preference" and (prompt is None or (chat and isinstance(prompt, str)))
-    return Layout(kind, chat, implicit)
+    return Layout(kind, chat, implicit, kind == "preference" and "sampled" in found)
 
 
-def text_or_messages(row, name, chat):
+def read_list(row):
+    """The completions of a ranked row, as many as a group may hold."""
+    value = need(row, "completions")
+    if not isinstance(value, list):
+        raise BadRow(f"'completions' must be a list of texts or of message lists, not {kind_name(value)}")
+    if not 2 <= len(value) <= LARGEST_GROUP:
+        raise BadRow(f"'completions' holds {len(value)}; give 2 to {LARGEST_GROUP} of them to be ranked")
+    return value
+
+
+def need(row, name):
     value = row.get(name)
     if value is None:
         raise BadRow(f"has no '{name}' (columns: {', '.join(row) or 'none'}); add it")
+    return value
+
+
+def text_or_messages(row, name, chat):
+    return check_part(need(row, name), name, chat)
+
+
+def check_part(value, name, chat):
+    """`value`, a part of a conversation or text; `name` says where it stands."""
     if not chat:
         if not isinstance(value, str):
             raise BadRow(f"'{name}' must be text as in the first row, not {kind_name(value)}")
@@ -275,7 +200,11 @@ def kind_name(value):
 
 
 def number(row, name):
-    value = row.get(name)
+    return check_number(row.get(name), name)
+
+
+def check_number(value, name):
+    """`value` as a float, NaN for none; `name` says where it stands."""
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -321,32 +250,108 @@ def template_extras(row):
     return tools, variables
 
 
+def without_prompt(messages, prompt):
+    """Messages less those of the prompt, where they begin with them all; empty fields, as Parquet adds, aside."""
+
+    def plain(some):
+        return [{key: value for key, value in message.items() if value is not None} for message in some]
+
+    return messages[len(prompt) :] if plain(messages[: len(prompt)]) == plain(prompt) else messages
+
+
 def read_label(row):
-    label = row.get("label")
-    if label is None:
-        raise BadRow(f"has no 'label' (columns: {', '.join(row) or 'none'}); add it")
+    label = need(row, "label")
     if isinstance(label, bool) or (isinstance(label, int) and label in (0, 1)):
         return int(label)
     raise BadRow(f"'label' must be true or false, not {json.dumps(label, default=str)[:40]}")
 
 
-def read_example(row, layout):
-    chat = layout.chat
-    if layout.kind == "preference":
-        chosen = text_or_messages(row, "chosen", chat)
-        rejected = text_or_messages(row, "rejected", chat)
-        if layout.implicit:
-            prompt, chosen, rejected = extract_prompt(chosen, rejected)
-        else:
-            prompt = text_or_messages(row, "prompt", chat)
-        example = Example(
-            prompt, [chosen, rejected], chat, [number(row, "score_chosen"), number(row, "score_rejected")]
-        )
+def read_pair(row, layout):
+    chosen = text_or_messages(row, "chosen", layout.chat)
+    rejected = text_or_messages(row, "rejected", layout.chat)
+    if layout.implicit:
+        prompt, chosen, rejected = extract_prompt(chosen, rejected)
     else:
-        prompt = text_or_messages(row, "prompt", chat)
-        example = Example(prompt, [text_or_messages(row, "completion", chat)], chat, [number(row, "score")])
-        if layout.kind == "unpaired":
-            example.labels = [read_label(row)]
-    if chat:
+        prompt = text_or_messages(row, "prompt", layout.chat)
+    scores = [number(row, "score_chosen"), number(row, "score_rejected")]
+    example = Example(prompt, [chosen, rejected], layout.chat, scores)
+    if (row.get("sampled") is not None) != layout.sampled:
+        has, lacks = ("has no", "has") if layout.sampled else ("has", "lacks")
+        raise BadRow(f"{has} 'sampled', which the first row {lacks}; give it in every row or in none")
+    if layout.sampled:
+        example.completions.append(read_sampled(row, layout, prompt, chosen))
+        example.scores.append(number(row, "score_sampled"))
+    return example
+
+
+def read_sampled(row, layout, prompt, chosen):
+    """The third completion, without the prompt where it repeats it."""
+    sampled = text_or_messages(row, "sampled", layout.chat)
+    if not layout.chat:
+        if not layout.implicit:
+            return sampled
+        if not sampled.startswith(prompt):
+            raise BadRow(
+                "'sampled' does not begin as 'chosen' and 'rejected' both do; give the prompt a column of its "
+                "own"
+            )
+        return sampled[len(prompt) :]
+    rest = without_prompt(sampled, prompt)
+    if not prompt or not sampled:
+        return sampled
+    if rest is sampled and layout.implicit and sampled[0]["role"] != "assistant":
+        raise BadRow(
+            "'sampled' begins neither with the messages that 'chosen' and 'rejected' have in common nor with "
+            "one of the assistant; correct it"
+        )
+    if rest is not sampled and not layout.implicit and without_prompt(chosen, prompt) is not chosen:
+        raise BadRow("'chosen' and 'sampled' repeat the messages of 'prompt'; leave out the column 'prompt'")
+    return rest
+
+
+def read_ranked(row, layout):
+    """Completions best first: by score, else as they stand; equal scores keep their order."""
+    prompt = text_or_messages(row, "prompt", layout.chat)
+    completions = [
+        check_part(value, f"completions[{index}]", layout.chat) for index, value in enumerate(read_list(row))
+    ]
+    if layout.chat:
+        completions = [without_prompt(messages, prompt) for messages in completions]
+    scores = read_scores(row, len(completions))
+    order = range(len(completions))
+    if not math.isnan(scores[0]):
+        order = sorted(order, key=lambda index: -scores[index])
+    return Example(prompt, [completions[i] for i in order], layout.chat, [scores[i] for i in order])
+
+
+def read_scores(row, count):
+    """The scores of a ranked row: all of them numbers, or all NaN where it has none."""
+    values = row.get("scores")
+    if values is None:
+        return [math.nan] * count
+    if not isinstance(values, list):
+        raise BadRow(f"'scores' must be a list of numbers, not {kind_name(values)}")
+    if len(values) != count:
+        raise BadRow(f"'scores' holds {len(values)} for {count} completions; give one for each")
+    scores = [check_number(value, f"scores[{index}]") for index, value in enumerate(values)]
+    absent = [index for index, score in enumerate(scores) if math.isnan(score)]
+    if 0 < len(absent) < count:
+        raise BadRow(f"'scores[{absent[0]}]' is no number, but others are; score every completion or none")
+    return scores
+
+
+def read_single(row, layout):
+    prompt = text_or_messages(row, "prompt", layout.chat)
+    completion = text_or_messages(row, "completion", layout.chat)
+    example = Example(prompt, [completion], layout.chat, [number(row, "score")])
+    if layout.kind == "unpaired":
+        example.labels = [read_label(row)]
+    return example
+
+
+def read_example(row, layout):
+    read = {"preference": read_pair, "ranked": read_ranked}.get(layout.kind, read_single)
+    example = read(row, layout)
+    if layout.chat:
         example.tools, example.variables = template_extras(row)
     return example

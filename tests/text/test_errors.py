@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 
 import fixtures
@@ -11,6 +13,8 @@ from fixtures import LETTERS_TEMPLATE, assistant, letters_tokenizer, user
 
 GOOD = {"prompt": "ab", "chosen": "c", "rejected": "d"}
 CHAT = {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")]}
+RANKED = {"prompt": "ab", "completions": ["c", "d", "e"], "scores": [1, 2.5, -3]}
+RANKED_CHAT = {"prompt": [user("a")], "completions": [[assistant("b")], [assistant("c")]]}
 
 
 def model_in(folder, **settings):
@@ -35,7 +39,7 @@ def expect(
     )
     assert status == code, (words, status, text, errors)
     lines = errors.strip().split("\n")
-    assert len(lines) == 1 or code == 2, errors
+    assert len(lines) == 1, errors
     assert lines[-1].startswith("wpo prepare: ") and text == "", (text, errors)
     assert "Traceback" not in errors and "internal error" not in errors, errors
     for word in words:
@@ -109,6 +113,79 @@ def test_columns(folder):
     expect(folder, ["row 0", "'completion'"], "--format", "prompt-completion", rows=[GOOD])
     expect(folder, ["row 0", "'tools'", "JSON"], rows=[{**CHAT, "tools": "{"}])
     expect(folder, ["row 0", "'chat_template_kwargs'"], rows=[{**CHAT, "chat_template_kwargs": 3}])
+
+
+def test_literals(folder):
+    # What Python's parser takes for numbers, wherever it stands, and numbers that are no float32.
+    for value, word in (("NaN", "NaN"), ("Infinity", "Infinity"), ("-Infinity", "-Infinity")):
+        raw = '{"prompt":"a","chosen":"b","rejected":"c","score_chosen":%s}' % value
+        line = json.dumps(GOOD) + "\n" + raw
+        said = expect(folder, ["row 1 (line 2)", f"'score_chosen' holds {word},", "not JSON"], raw=line.encode())
+        assert said.endswith("write a number, or null for none."), said
+    raw = b'{"prompt":"a","completions":["b","c"],"scores":[1, NaN]}'
+    expect(folder, ["row 0 (line 1)", "'scores' holds NaN"], raw=raw)
+    expect(folder, ["'extra' holds NaN"], raw=b'{"prompt":"a","chosen":"b","rejected":"c","extra":[{"x":[NaN]}]}')
+    for value in ("1e999", "-1e39", "4" * 60):
+        raw = '{"prompt":"a","completions":["b","c"],"scores":[1, %s]}' % value
+        expect(folder, ["row 0", "'scores[1]'", "finite"], raw=raw.encode())
+
+
+def test_ranked(folder):
+    wrong = (
+        ({"completions": "cd"}, ["'completions' must be a list", "text"]),
+        ({"completions": []}, ["'completions' holds 0;", "2 to 64"]),
+        ({"completions": ["c"], "scores": [1]}, ["'completions' holds 1;", "2 to 64"]),
+        ({"completions": ["c"] * 65, "scores": None}, ["'completions' holds 65;", "2 to 64"]),
+        ({"completions": ["c", [assistant("d")], "e"]}, ["'completions[1]' must be text", "a list"]),
+        ({"completions": ["c", None, "e"]}, ["'completions[1]' must be text", "nothing"]),
+        ({"completions": None}, ["no 'completions'"]),
+        ({"prompt": None}, ["no 'prompt'"]),
+        ({"prompt": [user("a")]}, ["'prompt' must be text"]),
+        ({"scores": [1, 2]}, ["'scores' holds 2 for 3 completions"]),
+        ({"scores": []}, ["'scores' holds 0 for 3 completions"]),
+        ({"scores": [1, None, 2]}, ["'scores[1]' is no number", "every completion or none"]),
+        ({"scores": [None, None, 2]}, ["'scores[0]' is no number"]),
+        ({"scores": [1, "2", 3]}, ["'scores[1]' must be a number", "text"]),
+        ({"scores": [1, True, 3]}, ["'scores[1]' must be a number", "a boolean"]),
+        ({"scores": 3}, ["'scores' must be a list of numbers", "a number"]),
+    )
+    for change, words in wrong:
+        expect(folder, ["row 1 (line 2)", *words], rows=[RANKED, {**RANKED, **change}])
+    expect(folder, ["row 0", "'completions[0]' must be text or a list of messages", "an object"],
+           rows=[{"prompt": "a", "completions": [{"response": "b"}, {"response": "c"}]}])  # fmt: skip
+    expect(folder, ["row 0", "'prompt' must be a list of messages"], rows=[{**RANKED_CHAT, "prompt": "a"}])
+    broken = {**RANKED_CHAT, "completions": [[assistant("b")], [{"role": "assistant", "content": 3}]]}
+    expect(folder, ["row 1", "'completions[1][0].content' must be text"], rows=[RANKED_CHAT, broken])
+    expect(folder, ["row 0", "'completions'", "ranked data"], "--format", "ranked", rows=[GOOD])
+    expect(folder, ["row 0", "'chosen'"], "--format", "preference", rows=[RANKED])
+    # Parquet has NaN.
+    path = os.path.join(folder, "ranked.parquet")
+    rows = [RANKED, {**RANKED, "scores": [1.0, 2.0, float("nan")]}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    expect(folder, ["ranked.parquet: row 1", "'scores[2]' is no number"], data=path)
+
+
+def test_sampled(folder):
+    text, chat = {**GOOD, "sampled": "e"}, {**CHAT, "sampled": [assistant("d")]}
+    for changed, words in (
+        ({**text, "sampled": None}, ["has no 'sampled', which the first row has"]),
+        (GOOD, ["has no 'sampled', which the first row has"]),
+        ({**text, "sampled": 3}, ["'sampled' must be text", "a number"]),
+        ({**text, "score_sampled": "x"}, ["'score_sampled' must be a number"]),
+    ):
+        expect(folder, ["row 1 (line 2)", *words], rows=[text, changed])
+    expect(folder, ["row 1 (line 2)", "has 'sampled', which the first row lacks"], rows=[GOOD, text])
+    expect(folder, ["row 1", "'sampled' must be a list of messages"], rows=[chat, {**chat, "sampled": "e"}])
+    # With the prompt inside: no guess what of `sampled` is the answer.
+    head = {"chosen": "ab cd", "rejected": "ab ef"}
+    expect(folder, ["row 0", "'sampled' does not begin", "'chosen' and 'rejected'", "a column of its own"],
+           rows=[{**head, "sampled": "gh"}])  # fmt: skip
+    start = [user("a"), assistant("b"), user("c")]
+    inside = {"chosen": start + [assistant("d")], "rejected": start + [assistant("e")]}
+    other = [user("a"), assistant("h"), user("c"), assistant("f")]
+    expect(folder, ["row 0", "'sampled' begins neither"], rows=[{**inside, "sampled": other}])
+    whole = {key: [user("a"), assistant("b")] for key in ("chosen", "rejected", "sampled")}
+    expect(folder, ["row 0", "'chosen' and 'sampled' repeat"], rows=[{"prompt": [user("a")], **whole}])
 
 
 def test_template(folder):
@@ -206,9 +283,16 @@ def test_usage(folder):
         (["--max_length", "0"], ["positive"]), (["--max_length", "1"], ["at least 2"]), (["--max_length", "x"], ["integer"]),
         (["--max_prompt_length", "5"], ["--truncation authors"]), (["--nonsense"], ["--nonsense"]),
         (["--truncation", "authors", "--max-length", "512"], ["no room"]), (["--truncation", "left"], ["keep_start"]),
-        (["--max_len", "100"], ["--max_len"]),
+        (["--max_len", "100"], ["unknown option --max_len (did you mean --max_length?)"]),
+        (["--nonsense", "3"], ["unknown option --nonsense;"]), (["--format", "pairs"], ["--format", "ranked", "unpaired"]),
+        (["--json", "stray"], ["'stray' belongs to no option"]), (["--split"], ["--split", "one argument"]),
+        (["--max_length", "x\ny"], ["integer"]),
     ):  # fmt: skip
-        expect(folder, words, *options, rows=[GOOD], code=2)
+        said = expect(folder, words, *options, rows=[GOOD], code=2)
+        assert said.endswith("; `wpo prepare --help` shows the options."), said
+    done = subprocess.run([sys.executable, fixtures.PREPARE], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == "", done
+    assert done.stderr.startswith("wpo prepare: ") and "--model, --data, --out" in done.stderr, done.stderr
 
 
 if __name__ == "__main__":

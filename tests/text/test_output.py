@@ -178,12 +178,14 @@ def test_full_disk(folder):
         assert os.listdir(place) == [], limit
 
 
-def test_interruption(folder):
+def start_long(folder):
+    """A conversion in two workers that takes a while, on rows so long that results do not fit a pipe's buffer."""
     model, _, data = set_up(folder, 3000)
     source = read(data)
     with open(data, "wb") as file:
         file.write(source * 20)
-    for number in (signal.SIGINT, signal.SIGTERM):
+
+    def start():
         place = tempfile.mkdtemp(dir=folder)
         words = ["--model", model, "--data", data, "--out", os.path.join(place, "out.h5"), "--num_proc", "2"]
         child = subprocess.Popen(
@@ -195,12 +197,98 @@ def test_interruption(folder):
         limit = time.monotonic() + 60
         while not os.listdir(place) and time.monotonic() < limit:
             time.sleep(0.02)
-        time.sleep(0.3)
+        return child, place
+
+    return start
+
+
+def test_interruption(folder):
+    start, dice = start_long(folder), random.Random(11)
+    for number in (signal.SIGINT, signal.SIGTERM) * 3:
+        child, place = start()
+        time.sleep(dice.uniform(0, 0.6))
         os.killpg(child.pid, number)
         _, errors = child.communicate(timeout=60)
         assert child.returncode == 130, (child.returncode, errors)
         assert errors == "wpo prepare: interrupted; nothing was written\n", errors
         assert os.listdir(place) == []
+
+
+def workers_of(process):
+    with open(f"/proc/{process}/task/{process}/children") as file:
+        return [int(word) for word in file.read().split()]
+
+
+def test_death_of_a_worker(folder):
+    # Also in the middle of a message: stopped for a while, the main process lets both pipes fill.
+    if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+        return print("not run: no list of children in /proc here")
+    start = start_long(folder)
+    for full in (False, True):
+        child, place = start()
+        limit = time.monotonic() + 60
+        while len(workers_of(child.pid)) < 2 and time.monotonic() < limit:
+            time.sleep(0.02)
+        time.sleep(0.5)
+        if full:
+            os.kill(child.pid, signal.SIGSTOP)
+            time.sleep(0.5)
+        first, second = workers_of(child.pid)
+        os.kill(first, signal.SIGKILL)
+        os.kill(child.pid, signal.SIGCONT)
+        _, errors = child.communicate(timeout=60)
+        assert child.returncode == 1 and errors.count("\n") == 1, (child.returncode, errors)
+        assert errors.startswith("wpo prepare: a worker process died"), errors
+        assert os.listdir(place) == [] and not os.path.exists(f"/proc/{second}")
+    # And without the main process, no worker stays.
+    child, _ = start()
+    while len(workers_of(child.pid)) < 2 and time.monotonic() < limit:
+        time.sleep(0.02)
+    workers = workers_of(child.pid)
+    child.kill()
+    child.communicate(timeout=60)
+    limit = time.monotonic() + 20
+    while any(alive(worker) for worker in workers) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert len(workers) == 2 and not any(alive(worker) for worker in workers)
+
+
+def alive(process):
+    """Runs, and is not merely waiting to be collected."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_full_standard_output(folder):
+    # The groups file is written before the page, and stays.
+    if not os.path.exists("/dev/full"):
+        return print("not run: there is no /dev/full here")
+    model, _, data = set_up(folder, 20)
+    out = os.path.join(folder, "out.h5")
+    words = [sys.executable, fixtures.PREPARE]
+    rest = f"; {out} is complete."
+    for options, want, warned in (
+        (["--model", model, "--data", data, "--out", out, "--max_length", "30"], rest, 1),  # drops 14 of 20
+        (["--model", model, "--data", data, "--out", out, "--overwrite", "--json"], rest, 0),
+        (["--help"], ".", 0),
+    ):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(words + options, stdout=full, stderr=subprocess.PIPE, text=True)
+        said = done.stderr.splitlines()
+        assert done.returncode == 1, done
+        sentence = "wpo prepare: standard output cannot be written (No space left on device)" + want
+        assert said[-1] == sentence and ["warning" in line for line in said[:-1]] == [True] * warned, said
+        assert len(Groups(out)) > 0 and [name for name in os.listdir(folder) if name.endswith(".part")] == []
+    # A reader that went away is no error.
+    reader, writer = os.pipe()
+    os.close(reader)
+    more = ["--model", model, "--data", data, "--out", out, "--overwrite"]
+    done = subprocess.run(words + more, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, ""), done
 
 
 def test_help(folder):

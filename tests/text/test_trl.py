@@ -180,6 +180,38 @@ def compare(name, model, rows, theirs, max_length, truncation="keep_start"):
           f"{len(expected)} empty, {shared} shared")  # fmt: skip
 
 
+def compare_many(name, model, rows, max_length):
+    """Groups of three, which TRL has not: each prompt with one completion equals TRL's sequence for that completion
+    alone. Where it begins is the group's matter: at the earliest place of the three."""
+    global compared
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    parts = ("chosen", "rejected", "sampled")
+    rows = [{**row, "sampled": rows[index - 1]["chosen"]} for index, row in enumerate(rows)]
+    ranked = [
+        {"prompt": row["prompt"], "completions": [row[part] for part in parts], "scores": [2, 1, 3]} for row in rows
+    ]  # best first: sampled, chosen, rejected
+    alone = [{"prompt": row["prompt"], "completion": row[part]} for row in rows for part in parts]
+    expected = sft(alone, tokenizer, max_length, "keep_start")
+    for form, data, order in (("sampled", rows, (0, 1, 2)), ("ranked", ranked, (2, 0, 1))):
+        with tempfile.TemporaryDirectory() as folder:
+            path = fixtures.write_rows(os.path.join(folder, "rows.jsonl"), data)
+            out = os.path.join(folder, "rows.h5")
+            code, _, errors = fixtures.prepare(model, path, out, "--max_length", max_length)
+            assert code == 0, (name, errors)
+            groups = Groups(out)
+        assert groups.attributes["form"] == form and len(groups) > len(rows) // 3, (name, form, len(groups))
+        for row, prompt, completions in zip(groups.rows, groups.prompts, groups.completions):
+            for place, ids in zip(order, completions, strict=True):
+                if 3 * row + place in expected:  # TRL drops what has no room of its own, not of the group's
+                    (want,) = expected[3 * row + place]
+                    assert prompt + ids == want[0] + want[1] and len(prompt) <= len(want[0]), (name, form, row, place)
+                    compared += 1
+        for row in set(range(len(rows))) - set(groups.rows):
+            wants = [want for place in order for want in expected.get(3 * row + place, [])]
+            assert len(wants) < 3 or any(not prompt or not ids for prompt, ids in wants), (name, form, row)
+        print(f"ok: {name} {form}: {len(groups)} of {len(rows)} groups of three")
+
+
 FAMILIES = [  # shape of tokenizer.json, model_type, tokenizer_class, legacy
     ("prepend", "llama", "PreTrainedTokenizerFast", None), ("prepend", "llama", "LlamaTokenizer", True),
     ("prepend", "llama", "LlamaTokenizerFast", False), ("metaspace", "llama", "LlamaTokenizer", True),
@@ -252,6 +284,7 @@ def check_synthetic(folder):
                 compare(label + " sft", model, completion, sft, 40)
                 compare(label + " sft keep_end", model, completion, sft, 40, "keep_end")
                 compare(label + " kto", model, unpaired, kto, 40)
+                compare_many(label, model, rows, 48)
             if not chat:
                 # TRL takes the last character for the prompt where two texts differ from the start; we do not.
                 alike = [row for row in implicit if row["chosen"][:1] == row["rejected"][:1] != ""]
@@ -280,6 +313,7 @@ def check_real(data):
         compare(f"{file} dpo keep_end", model, rows, dpo, max_length, "keep_end")
         completion, unpaired, implicit = variants(rows)
         compare(f"{file} sft", model, completion, sft, max_length)
+        compare_many(file, model, rows, max_length)
         compare(f"{file} kto", model, unpaired, kto, max_length)
         if isinstance(rows[0]["prompt"], list):
             compare(f"{file} implicit", model, implicit, dpo, max_length)
