@@ -108,10 +108,11 @@ static void layers(struct bench *b)
 struct head {
     struct tensor x, w, dx, dw, logits, dlogits;
     float *statistics, *coefficient;
-    int64_t *target, *first;
+    int64_t *target;
+    struct objective_groups of;
     struct completion_sums *sums;
     struct group_result *results;
-    double *reference;
+    struct completion_data *data;
     int64_t groups, completions;
 };
 
@@ -130,22 +131,25 @@ static struct head head_open(struct bench *b)
     h.statistics = (float *)room(b, (size_t)rows * HEAD_STATISTICS * sizeof(float));
     h.coefficient = (float *)room(b, (size_t)rows * sizeof(float));
     h.target = array(b, places(rows, v));
-    std::vector<int64_t> first;
+    std::vector<int64_t> first, segment, shared((size_t)h.completions, rows / h.completions);
     for (int64_t i = 0; i <= h.completions; i++)
         first.push_back(i * rows / h.completions);
-    h.first = array(b, first);
-    h.reference = array(b, std::vector<double>((size_t)h.completions, -100.0));
+    for (int64_t g = 0; g <= h.groups; g++)
+        segment.push_back(2 * g);
+    h.of = {h.groups, array(b, segment), array(b, first), array(b, shared), false};
+    h.data = array(b, std::vector<struct completion_data>((size_t)h.completions, {-100.0, 0, 0}));
     h.sums = (struct completion_sums *)room(b, (size_t)h.completions * sizeof *h.sums);
     h.results = (struct group_result *)room(b, (size_t)h.groups * sizeof *h.results);
     return h;
 }
 
-static struct objective wpo_objective()
+/* Coefficients of a chunk, from the statistics of its tokens. */
+static void head_objective(struct bench *b, const struct head *h)
 {
-    struct objective o;
-    memset(&o, 0, sizeof o);
-    o.beta = 0.1, o.weighting = WEIGHTING_SAMPLED, o.weight_clamp = true;
-    return o;
+    struct objective wpo = objective_of(LOSS_SIGMOID, WEIGHTING_SAMPLED);
+    struct batch_facts facts = {0.125, 0.125, 0, 0, {1, 1}};
+    b->ops->head_sums(b->device, h->sums, h->statistics, h->of.first, h->of.shared, h->completions);
+    b->ops->objective(b->device, h->results, h->coefficient, h->sums, h->data, h->of, &wpo, &facts);
 }
 
 /* The chunks of one pass over the head: three products, and between them the objective unless `bare`. */
@@ -153,16 +157,13 @@ static void head_pass(struct bench *b, const struct head *h, bool bare)
 {
     const struct ops *ops = b->ops;
     struct device *d = b->device;
-    struct objective objective = wpo_objective();
     int64_t rows = b->size.chunk;
     for (int64_t i = 0; i < b->size.chunks; i++) {
         struct tensor x = tensor_rows(h->x, i * rows, rows), dx = tensor_rows(h->dx, i * rows, rows);
         ops->matmul(d, h->logits, x, false, h->w, true, false);
         if (!bare) {
             ops->head_statistics(d, h->statistics, h->logits, h->target);
-            ops->head_sums(d, h->sums, h->statistics, h->first, h->completions);
-            ops->objective(d, h->results, h->coefficient, h->sums, h->reference, h->first, h->groups, 2,
-                           &objective, 0.125);
+            head_objective(b, h);
             ops->head_gradient(d, h->dlogits, h->logits, h->statistics, h->target, h->coefficient);
         }
         ops->matmul(d, dx, h->dlogits, false, h->w, false, false);
@@ -179,10 +180,8 @@ static void head(struct bench *b)
     double logits = (double)(s.chunk * s.vocabulary), flops = 6.0 * logits * (double)(s.chunks * s.width);
     struct tensor half = matrix(b, DTYPE_BFLOAT, s.chunk, s.vocabulary, 8),
                   out = matrix(b, DTYPE_BFLOAT, s.chunk, s.vocabulary);
-    struct objective objective = wpo_objective();
     ops->head_statistics(d, h.statistics, h.logits, h.target);
-    ops->head_sums(d, h.sums, h.statistics, h.first, h.completions);
-    ops->objective(d, h.results, h.coefficient, h.sums, h.reference, h.first, h.groups, 2, &objective, 0.125);
+    head_objective(b, &h);
     run(b, "head_statistics, f32 logits", by({s.chunk, s.vocabulary}), {4 * logits, 0, 0.90},
         [&] { ops->head_statistics(d, h.statistics, h.logits, h.target); });
     run(b, "head_gradient, f32 to bf16", by({s.chunk, s.vocabulary}), {6 * logits, 0, 0.90},
@@ -192,11 +191,7 @@ static void head(struct bench *b)
     run(b, "head_gradient, bf16 to bf16", by({s.chunk, s.vocabulary}), {4 * logits, 0, 0.90},
         [&] { ops->head_gradient(d, out, half, h.statistics, h.target, h.coefficient); });
     run(b, "head_sums and objective", by({h.groups, 2, s.chunk / h.completions}),
-        {(double)s.chunk * 36, 0, 0}, [&] {
-            ops->head_sums(d, h.sums, h.statistics, h.first, h.completions);
-            ops->objective(d, h.results, h.coefficient, h.sums, h.reference, h.first, h.groups, 2, &objective,
-                           0.125);
-        });
+        {(double)s.chunk * 36, 0, 0}, [&] { head_objective(b, &h); });
     double bare = run(b, "head, bare products", by({h.x.rows, s.width, s.vocabulary}), {0, flops, 0},
                       [&] { head_pass(b, &h, true); });
     double whole = run(b, "head, whole", by({h.x.rows, s.width, s.vocabulary}),

@@ -74,6 +74,15 @@ struct adamw {
     enum dtype parameter_type, moment_type, gradient_type;
 };
 
+/* Groups whose objective is computed. All arrays are the device's. */
+struct objective_groups {
+    int64_t count;          /* G */
+    const int64_t *segment; /* [G+1] group g's completions are segment[g] - segment[0] .. in sums and data */
+    const int64_t *first;   /* [S+1] scored tokens of each */
+    const int64_t *shared;  /* [S] how many of them are leading ones */
+    bool prompts;           /* the last segment of each group is its prompt's own tokens */
+};
+
 struct ops {
     const char *name; /* "cpu", "cuda" */
     /* Head sizes that attention takes: multiples of head_multiple up to head_limit (0: any), on this device
@@ -186,16 +195,16 @@ struct ops {
      * if every row begins where the logits' row begins (the stride in bytes is the same). */
     void (*head_gradient)(struct device *device, struct tensor dlogits, struct tensor logits,
                           const float *statistics, const int64_t *target, const float *coefficient);
-    /* Sums of completion s over its tokens first[s] .. first[s+1]-1 of statistics, in order. sums (out) [S].
-     */
+    /* Sums of completion s over its tokens first[s] .. first[s+1]-1 of statistics, in order, the first
+     * shared[s] of which are its leading ones. sums (out) [S]. */
     void (*head_sums)(struct device *device, struct completion_sums *sums, const float *statistics,
-                      const int64_t *first, int64_t completions);
-    /* objective_group() for groups of `size` consecutive completions: results (out) [G]; coefficient (out)
-     * f32 [T] = scale times the group's coefficient for every token of the completion. reference (in) [S],
-     * unused by some objectives and then NULL. */
+                      const int64_t *first, const int64_t *shared, int64_t completions);
+    /* objective_group() for each group: results (out) [G]; coefficient (out) f32 [T], of every token. sums,
+     * data (in) [S] of the groups' completions; objective and facts are host memory. */
     void (*objective)(struct device *device, struct group_result *results, float *coefficient,
-                      const struct completion_sums *sums, const double *reference, const int64_t *first,
-                      int64_t groups, int64_t size, const struct objective *objective, double scale);
+                      const struct completion_sums *sums, const struct completion_data *data,
+                      struct objective_groups groups, const struct objective *objective,
+                      const struct batch_facts *facts);
 
     /* -- optimiser ---------------------------------------------------------------------------- */
 

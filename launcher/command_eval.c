@@ -12,6 +12,7 @@
 
 struct eval_options {
     struct settings settings;
+    struct loss_lists losses;
     char *per_completion;
     bool json;
 };
@@ -62,8 +63,8 @@ static void print_json(const struct evaluation *evaluation)
 {
     struct json *json = json_new();
     struct json_value root = json_root(json);
-    json_put_int(root, "groups", evaluation->groups.group_count);
-    json_put_int(root, "completions", evaluation->groups.completion_count);
+    json_put_int(root, "groups", evaluation->dataset.groups.group_count);
+    json_put_int(root, "completions", evaluation->dataset.groups.completion_count);
     for (int64_t i = 0; i < evaluation->metric_count; i++) {
         const struct metric *metric = &evaluation->metrics[i];
         if (isfinite(metric->value)) json_put_number(root, metric->name, metric->value);
@@ -81,8 +82,8 @@ static void print_table(const struct evaluation *evaluation)
         size_t length = strlen(evaluation->metrics[i].name);
         if (length > width) width = length;
     }
-    printf("%-*s  %lld\n", (int)width, "groups", (long long)evaluation->groups.group_count);
-    printf("%-*s  %lld\n", (int)width, "completions", (long long)evaluation->groups.completion_count);
+    printf("%-*s  %lld\n", (int)width, "groups", (long long)evaluation->dataset.groups.group_count);
+    printf("%-*s  %lld\n", (int)width, "completions", (long long)evaluation->dataset.groups.completion_count);
     for (int64_t i = 0; i < evaluation->metric_count; i++) {
         char number[32];
         const struct metric *metric = &evaluation->metrics[i];
@@ -122,8 +123,8 @@ static enum status run(int argc, char **argv)
     struct eval_options chosen = {0};
     bool given[OPTION_COUNT(options)];
     TRY(options_parse_given(options, OPTION_COUNT(options), &chosen, given, argc, argv));
-    const struct option *weighting = options_find(options, OPTION_COUNT(options), "weighting", 9);
-    enum status status = keys_check_objective(&chosen.settings.objective, given[weighting - options], "");
+    const struct given all = {options, OPTION_COUNT(options), given};
+    enum status status = keys_check_objective(&chosen.settings, &chosen.losses, &all, "");
     if (status == STATUS_OK) status = keys_check_device(&chosen.settings, "");
     if (status == STATUS_OK) {
         struct comm comm;

@@ -68,6 +68,7 @@ enum status inspect_groups(const char *path, struct page *page)
     page_flag(page, "verified", true);
     page_text(page, "sha256", groups.fingerprint);
     page_text(page, "kind", groups.kind);
+    if (*groups.form) page_text(page, "form", groups.form);
     page_integer(page, "groups", groups.group_count);
     page_integer(page, "completions", groups.completion_count);
     page_lengths(page, "prompt", &prompts, groups.group_count);

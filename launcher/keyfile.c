@@ -2,6 +2,7 @@
 
 #include "kernels/require.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <yaml.h>
@@ -103,26 +104,35 @@ static enum status scalar(struct reader *reader, const char *key, char **value)
     return STATUS_OK;
 }
 
-/* A list or mapping, up to its end; its first scalar becomes the value if it is a list of that alone. */
-static enum status nested(struct reader *reader, struct keyfile_entry *entry)
+struct items {
+    FILE *stream; /* with commas between; nothing for null */
+    int64_t count;
+    bool known; /* one is not null */
+};
+
+/* A list or mapping, up to its end. */
+static enum status nested_items(struct reader *reader, struct keyfile_entry *entry, struct items *items)
 {
     bool list = reader->event.type == YAML_SEQUENCE_START_EVENT;
-    int depth = 1;
-    int64_t scalars = 0;
-    while (depth > 0) {
+    char *value;
+    for (int depth = 1; depth > 0;) {
         TRY(next(reader));
         switch (reader->event.type) {
         case YAML_SEQUENCE_START_EVENT:
         case YAML_MAPPING_START_EVENT:
             depth++;
-            entry->nested = true;
+            entry->shape = KEYFILE_NESTED;
             break;
         case YAML_SEQUENCE_END_EVENT:
         case YAML_MAPPING_END_EVENT:
             depth--;
             break;
         case YAML_SCALAR_EVENT:
-            if (scalars++ == 0 && list) TRY(scalar(reader, entry->key, &entry->value));
+            if (!list) entry->shape = KEYFILE_NESTED;
+            TRY(scalar(reader, entry->key, &value));
+            fprintf(items->stream, "%s%s", items->count++ ? "," : "", value ? value : "");
+            items->known |= value != NULL;
+            free(value);
             break;
         default:
             break;
@@ -132,12 +142,24 @@ static enum status nested(struct reader *reader, struct keyfile_entry *entry)
                               (long long)line_of(reader), entry->key);
         }
     }
-    if (scalars > 1 || !list) entry->nested = entry->nested || scalars > 0;
-    if (entry->nested) {
-        free(entry->value);
-        entry->value = NULL;
-    }
     return STATUS_OK;
+}
+
+static enum status nested(struct reader *reader, struct keyfile_entry *entry)
+{
+    char *text = NULL;
+    size_t bytes;
+    struct items items = {.stream = open_memstream(&text, &bytes)};
+    REQUIRE(items.stream, "out of memory while reading %s", reader->name);
+    enum status status = nested_items(reader, entry, &items);
+    REQUIRE(fclose(items.stream) == 0, "out of memory while reading %s", reader->name);
+    if (entry->shape == KEYFILE_ONE && items.count > 1) entry->shape = KEYFILE_LIST;
+    if (status == STATUS_OK && entry->shape != KEYFILE_NESTED && items.known) {
+        entry->value = text;
+    } else {
+        free(text);
+    }
+    return status;
 }
 
 static struct keyfile_entry *entry_new(struct keyfile *file)

@@ -1,8 +1,8 @@
 /* The keys and values of a YAML file, as text. The only file that knows the YAML library is keyfile.c.
  *
- * The file is one mapping of keys to single values. What a run file has no use for is refused with file and
- * line: several documents, anchors and aliases (so that no small text unfolds into a large one), tags, keys
- * that are no words. */
+ * The file is one mapping of keys to single values or lists of them. What a run file has no use for is
+ * refused with file and line: several documents, anchors and aliases (so that no small text unfolds into a
+ * large one), tags, keys that are no words. */
 #ifndef WPO_LAUNCHER_KEYFILE_H
 #define WPO_LAUNCHER_KEYFILE_H
 
@@ -11,11 +11,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+enum keyfile_shape {
+    KEYFILE_ONE,    /* one value, or a list of one */
+    KEYFILE_LIST,   /* a list of several single values: value holds them with commas between */
+    KEYFILE_NESTED, /* a mapping, or a list of more than single values: value is NULL */
+};
+
 struct keyfile_entry {
     char *key;
     char *value; /* NULL: null, an empty list or mapping */
-    bool nested; /* a list of several values, or a mapping; value is NULL. A list of one value is that value.
-                  */
+    enum keyfile_shape shape;
     int64_t line;
 };
 

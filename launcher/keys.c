@@ -23,6 +23,12 @@ const struct option run_keys[] = {
      "start anew in a run folder that is not empty; the old run's files are removed", false, false},
 
     KEYS_OBJECTIVE(struct runfile),
+    {"sync_ref_model", OPTION_FLAG, KEY(struct runfile, sync_ref_model), "false", 0, 0, NULL, NULL,
+     "the reference follows the policy (TR-DPO)", false, false},
+    {"ref_model_mixup_alpha", OPTION_NUMBER, KEY(struct runfile, ref_model_mixup_alpha), "0.6", 0, 1, NULL, NULL,
+     "share of the policy in the reference that follows it; above 0", false, false},
+    {"ref_model_sync_steps", OPTION_INTEGER, KEY(struct runfile, ref_model_sync_steps), "512", FROM_ONE, NULL, NULL,
+     "steps after which it follows", false, false},
 
     {"learning_rate", OPTION_NUMBER, KEY(struct runfile, learning_rate), "1e-6", 0, 1, NULL, NULL,
      "the highest learning rate of the schedule", false, false},
@@ -97,17 +103,25 @@ const struct option run_keys[] = {
 /* clang-format on */
 
 static const char *const aliases[][2] = {
+    {"cpo_alpha", "rpo_alpha"},
     {"dpo_beta", "beta"},
+    {"dpo_label_smoothing", "label_smoothing"},
     {"evaluation_strategy", "eval_strategy"},
+    {"kto_chosen_weight", "desirable_weight"},
+    {"kto_desirable_weight", "desirable_weight"},
+    {"kto_rejected_weight", "undesirable_weight"},
+    {"kto_undesirable_weight", "undesirable_weight"},
     {"lr", "learning_rate"},
     {"micro_batch_size", "per_device_train_batch_size"},
     {"model", "model_name_or_path"},
     {"pref_beta", "beta"},
+    {"pref_ftx", "rpo_alpha"},
     {"pref_loss", "loss_type"},
     {"ref_model", "ref_model_name_or_path"},
     {"ref_policy_kl_penalty", "beta"},
     {"reference_policy_kl_penalty", "beta"},
     {"rl_beta", "beta"},
+    {"sft_weight", "rpo_alpha"},
     {"torch_dtype", "dtype"},
     {"use_weighting", "weighting"},
     {"weight_alignment", "weighting"},
@@ -150,6 +164,11 @@ static void print_type(FILE *stream, const struct option *key)
     }
     bool limits = key->minimum != 0 || key->maximum != 0;
     switch (key->kind) {
+    case OPTION_LIST:
+        if (!strchr(key->argument, '|')) {
+            fprintf(stream, "list of numbers");
+            break;
+        } /* fall through */
     case OPTION_TEXT:
         if (key->argument && strchr(key->argument, '|')) {
             print_words(stream, key->argument);
@@ -170,6 +189,42 @@ static void print_type(FILE *stream, const struct option *key)
     }
 }
 
+static void print_number_cell(FILE *stream, double value, bool shown)
+{
+    if (shown) {
+        fprintf(stream, " %g |", value);
+    } else {
+        fprintf(stream, " |");
+    }
+}
+
+/* What each loss is trained on, its defaults of the keys that go by loss_type, and the keys that it takes. */
+static void print_losses(FILE *stream)
+{
+    static const char *const shapes[] = {"pairs", "any, of which the first completion",
+                                         "labelled completions, or pairs", "ranked groups"};
+    static const unsigned traits[] = {TRAIT_DIVERGENCE, TRAIT_MARGIN};
+    fprintf(stream,
+            "\n| loss | groups | reference | `beta` | `label_smoothing` | `gamma_beta_ratio` | `rpo_alpha` | "
+            "`weighting` | `f_divergence_type` | `length_alpha`, `reward_margin_beta` |\n"
+            "|---|---|---|---|---|---|---|---|---|---|\n");
+    for (int i = 0; i < LOSS_COUNT; i++) {
+        struct loss_kind kind = loss_kind((enum loss_type)i);
+        struct objective o = objective_of((enum loss_type)i, WEIGHTING_NONE);
+        fprintf(stream, "| `%s` | %s%s |%s |", kind.name, shapes[kind.shape],
+                kind.traits & TRAIT_SCORES ? " with scores" : "",
+                kind.traits & TRAIT_REFERENCE ? " yes" : "");
+        print_number_cell(stream, o.beta, i != LOSS_SFT);
+        print_number_cell(stream, o.label_smoothing, kind.traits & TRAIT_SMOOTHING);
+        print_number_cell(stream, o.gamma_beta_ratio, i == LOSS_SIMPO);
+        print_number_cell(stream, o.rpo_alpha, i != LOSS_SFT && kind.shape != GROUP_LABELLED);
+        fprintf(stream, "%s |", kind.traits & TRAIT_UNWEIGHTED ? "" : " yes");
+        for (int t = 0; t < 2; t++)
+            fprintf(stream, "%s |", kind.traits & traits[t] ? " yes" : "");
+        fprintf(stream, "\n");
+    }
+}
+
 void keys_print(FILE *stream)
 {
     fprintf(stream, "| key | type | default | meaning |\n|---|---|---|---|\n");
@@ -184,6 +239,7 @@ void keys_print(FILE *stream)
         }
         fprintf(stream, " | %s |\n", key->meaning);
     }
+    print_losses(stream);
     fprintf(stream, "\n| other name | read as |\n|---|---|\n");
     for (size_t i = 0; i < sizeof aliases / sizeof aliases[0]; i++) {
         fprintf(stream, "| `%s` | `%s` |\n", aliases[i][0], aliases[i][1]);

@@ -4,41 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool is_given(const bool *given, const char *key)
+bool is_given(const struct given *given, const char *name)
 {
-    return given[options_find(run_keys, RUN_KEYS, key, strlen(key)) - run_keys];
-}
-
-static enum status check_weighting(struct objective *objective, bool weighting_given, const char *where)
-{
-    if (objective->loss_type == LOSS_SFT) {
-        if (weighting_given && objective->weighting != WEIGHTING_NONE) {
-            return fail_usage("%sloss_type sft takes no weights; remove weighting, or set it to none", where);
-        }
-        objective->weighting = WEIGHTING_NONE;
-    }
-    if (objective->weighting != WEIGHTING_NONE) return STATUS_OK;
-    const char *reason = objective->loss_type == LOSS_SFT ? "loss_type sft" : "weighting none";
-    if (objective->weight_sides != WEIGHT_BOTH) {
-        return fail_usage("%sweight_sides has no effect with %s; remove it", where, reason);
-    }
-    if (!objective->weight_clamp) {
-        return fail_usage("%sweight_clamp false has no effect with %s; remove it", where, reason);
-    }
-    return STATUS_OK;
-}
-
-enum status keys_check_objective(struct objective *objective, bool weighting_given, const char *where)
-{
-    if (objective->beta <= 0) return fail_usage("%sbeta is 0, but it must be above 0", where);
-    if (objective->label_smoothing >= 0.5) {
-        return fail_usage("%slabel_smoothing is 0.5, but it must be below 0.5: at 0.5 nothing can be learned",
-                          where);
-    }
-    if (objective->loss_type == LOSS_SFT && objective->label_smoothing > 0) {
-        return fail_usage("%slabel_smoothing has no effect with loss_type sft; remove it", where);
-    }
-    return check_weighting(objective, weighting_given, where);
+    const struct option *option = options_find(given->options, given->count, name, strlen(name));
+    return option && given->list[option - given->options];
 }
 
 enum status keys_check_device(const struct settings *settings, const char *where)
@@ -54,21 +23,6 @@ enum status keys_check_device(const struct settings *settings, const char *where
     if (settings->dtype == WANTED_FLOAT && settings->gradient_dtype == DTYPE_BFLOAT)
         return fail_usage(
             "%sgradient_dtype is bfloat16, but dtype is float32; set both to bfloat16 or leave both", where);
-    return STATUS_OK;
-}
-
-static enum status check_loss(struct runfile *runfile, const bool *given, const char *where)
-{
-    struct settings *settings = &runfile->settings;
-    TRY(keys_check_objective(&settings->objective, is_given(given, "weighting"), where));
-    if (settings->objective.loss_type != LOSS_SFT) return STATUS_OK;
-    if (settings->objective.beta != 0.1) {
-        return fail_usage("%sbeta has no effect with loss_type sft; remove it", where);
-    }
-    if (settings->ref_model_name_or_path) {
-        return fail_usage("%sloss_type sft has no reference; remove ref_model_name_or_path", where);
-    }
-    if (settings->log_pairs) return fail_usage("%sloss_type sft has no pairs; remove log_pairs", where);
     return STATUS_OK;
 }
 
@@ -115,7 +69,7 @@ static enum status check_length(const struct settings *settings, const char *whe
     return STATUS_OK;
 }
 
-static enum status check_evaluation(struct runfile *runfile, const bool *given, const char *where)
+static enum status check_evaluation(struct runfile *runfile, const struct given *given, const char *where)
 {
     struct settings *settings = &runfile->settings;
     bool asked = is_given(given, "eval_strategy");
@@ -160,11 +114,12 @@ static enum status check_saving(struct runfile *runfile, const char *where)
 
 enum status keys_check(struct runfile *runfile, const bool *given, const char *where)
 {
-    TRY(check_loss(runfile, given, where));
+    const struct given all = {run_keys, RUN_KEYS, given};
+    TRY(keys_check_loss(runfile, &all, where));
     TRY(check_optimiser(&runfile->settings, where));
     TRY(check_schedule(runfile, where));
     TRY(check_length(&runfile->settings, where));
-    TRY(check_evaluation(runfile, given, where));
+    TRY(check_evaluation(runfile, &all, where));
     TRY(check_saving(runfile, where));
     return keys_check_device(&runfile->settings, where);
 }

@@ -132,6 +132,7 @@ enum status option_set(const struct option *option, void *fields, const char *te
     void *field = field_of(option, fields);
     switch (option->kind) {
     case OPTION_TEXT:
+    case OPTION_LIST:
         return text_set(option, field, text, where);
     case OPTION_INTEGER:
         return integer_set(option, field, text, where);
@@ -168,7 +169,8 @@ char *option_text(const struct option *option, const void *fields)
 {
     const void *field = (const char *)fields + option->offset;
     switch (option->kind) {
-    case OPTION_TEXT: {
+    case OPTION_TEXT:
+    case OPTION_LIST: {
         char *text;
         memcpy(&text, field, sizeof text);
         return text ? text_copy(text) : NULL;
@@ -200,6 +202,7 @@ static size_t field_bytes(enum option_kind kind)
 {
     switch (kind) {
     case OPTION_TEXT:
+    case OPTION_LIST:
         return sizeof(char *);
     case OPTION_INTEGER:
         return sizeof(int64_t);
@@ -213,12 +216,17 @@ static size_t field_bytes(enum option_kind kind)
     return 0;
 }
 
+bool option_is_decided(const struct option *option)
+{
+    return option->fallback && !strncmp(option->fallback, "by ", 3);
+}
+
 void options_default(const struct option *options, int64_t count, void *fields)
 {
     for (int64_t i = 0; i < count; i++)
         memset(field_of(&options[i], fields), 0, field_bytes(options[i].kind));
     for (int64_t i = 0; i < count; i++) {
-        const char *fallback = options[i].fallback;
+        const char *fallback = option_is_decided(&options[i]) ? NULL : options[i].fallback;
         REQUIRE(!fallback || option_set(&options[i], fields, fallback, options[i].name) == STATUS_OK,
                 "the default of an option is wrong: %s", status_sentence());
     }
@@ -227,7 +235,7 @@ void options_default(const struct option *options, int64_t count, void *fields)
 void options_free(const struct option *options, int64_t count, void *fields)
 {
     for (int64_t i = 0; i < count; i++) {
-        if (options[i].kind != OPTION_TEXT) continue;
+        if (options[i].kind != OPTION_TEXT && options[i].kind != OPTION_LIST) continue;
         char *text, *none = NULL;
         memcpy(&text, field_of(&options[i], fields), sizeof text);
         free(text);

@@ -16,6 +16,7 @@
 /* The kind decides the type of the field. */
 enum option_kind {
     OPTION_TEXT,    /* char *, a copy that options_free releases; NULL if not given and without default */
+    OPTION_LIST,    /* the same; one value or several with commas between, which the command takes apart */
     OPTION_INTEGER, /* int64_t or uint64_t */
     OPTION_NUMBER,  /* double; never NaN or infinite */
     OPTION_FLAG,    /* bool */
@@ -26,7 +27,8 @@ struct option {
     const char *name; /* with underscores */
     enum option_kind kind;
     size_t offset;           /* of the field in the command's struct: offsetof() */
-    const char *fallback;    /* the default, as text; NULL: none, the field stays zero */
+    const char *fallback;    /* the default, as text; NULL: none, the field stays zero; "by other_option":
+                              * the command fills it in */
     double minimum, maximum; /* of numbers, inclusive; both 0: no limits but those of the type */
     const char *choices;     /* "none|sampled|greedy", in the order of the enum */
     const char *argument;    /* what help calls the value, "DIR"; NULL: from the kind */
@@ -49,6 +51,9 @@ enum status options_parse_given(const struct option *options, int64_t count, voi
 /* Every described field to its default, or to zero. */
 void options_default(const struct option *options, int64_t count, void *fields);
 void options_free(const struct option *options, int64_t count, void *fields);
+
+/* Whether the command decides the default by another option. */
+bool option_is_decided(const struct option *option);
 
 /* Sets one field from text. `where` opens the sentence of a failure: "--beta", "run.yaml:12: beta". */
 enum status option_set(const struct option *option, void *fields, const char *text, const char *where);

@@ -64,6 +64,7 @@ static const char *argument_of(const struct option *option)
     if (option->argument) return option->argument;
     switch (option->kind) {
     case OPTION_TEXT:
+    case OPTION_LIST:
         return option->choices ? option->choices : "TEXT";
     case OPTION_INTEGER:
         return "N";
@@ -77,6 +78,21 @@ static const char *argument_of(const struct option *option)
     return "";
 }
 
+/* Breaks a long "--name a|b|c" behind its bars; returns the columns of the last line. */
+static size_t print_left(FILE *stream, const char *left)
+{
+    enum { WIDEST = 100, INDENT = 6 };
+    size_t column = 0;
+    while (*left) {
+        size_t part = strcspn(left, "|");
+        part += left[part] == '|';
+        if (column + part > WIDEST) column = (size_t)fprintf(stream, "\n%*s", INDENT, "") - 1;
+        column += (size_t)fprintf(stream, "%.*s", (int)part, left);
+        left += part;
+    }
+    return column;
+}
+
 void options_print(FILE *stream, const struct option *options, int64_t count)
 {
     enum { COLUMN = 34 };
@@ -87,10 +103,11 @@ void options_print(FILE *stream, const struct option *options, int64_t count)
         char *left = option->positional
                          ? text_format("  %s", option->argument ? option->argument : option->name)
                          : text_format("  --%s%s%s", option->name, *argument ? " " : "", argument);
-        if (strlen(left) >= COLUMN) {
-            fprintf(stream, "%s\n%*s", left, COLUMN, "");
+        size_t column = print_left(stream, left);
+        if (column >= COLUMN || strlen(left) > column) {
+            fprintf(stream, "\n%*s", COLUMN, "");
         } else {
-            fprintf(stream, "%-*s", COLUMN, left);
+            fprintf(stream, "%*s", (int)(COLUMN - column), "");
         }
         fprintf(stream, "%s", option->meaning);
         if (option->required) fprintf(stream, " (required)");

@@ -234,6 +234,8 @@ static const char *const shown_metrics[][2] = {
     {"rewards/margins", "margin"},
     {"rewards/accuracies", "accuracy"},
     {"weights/mean", "weight"},
+    {"nll_loss", "nll"},
+    {"kl", "kl"},
     {"mean_token_accuracy", "token accuracy"},
     {"learning_rate", "learning rate"},
     {"grad_norm", "gradient norm"},
@@ -346,7 +348,8 @@ enum status progress_open(struct progress_log *log, const char *folder, bool app
 {
     const char *terminal = getenv("TERM");
     bool redraws = terminal && *terminal && strcmp(terminal, "dumb");
-    *log = (struct progress_log){.screen = screen, .live = isatty(screen) == 1 && redraws, .start = clock_seconds()};
+    *log = (struct progress_log){
+        .screen = screen, .live = isatty(screen) == 1 && redraws, .start = clock_seconds()};
     log->log.descriptor = log->metrics.descriptor = log->pairs.descriptor = -1;
     log->metrics_rewound = log->pairs_rewound = !append;
     if (!folder) return STATUS_OK;
@@ -388,8 +391,6 @@ static void silent_pair(void *context, const struct pair_record *pair)
 
 struct report progress_silence(void)
 {
-    return (struct report){.note = silent_note,
-                           .progress = silent_progress,
-                           .metrics = silent_metrics,
-                           .pair = silent_pair};
+    return (struct report){
+        .note = silent_note, .progress = silent_progress, .metrics = silent_metrics, .pair = silent_pair};
 }

@@ -106,8 +106,15 @@ static enum status remove_run(const struct settings *settings)
                 folder, inputs[i]);
         }
     }
-    static const char *const files[] = {"run.yaml", "log.txt",      "metrics.jsonl",    "pairs.jsonl",
-                                        "model",    "reference.h5", "reference-eval.h5"};
+    static const char *const files[] = {"run.yaml",
+                                        "log.txt",
+                                        "metrics.jsonl",
+                                        "pairs.jsonl",
+                                        "model",
+                                        "reference.h5",
+                                        "reference-eval.h5",
+                                        "reference-mismatched.h5",
+                                        "reference-eval-mismatched.h5"};
     char **names;
     int64_t count;
     TRY(files_list(&names, &count, folder));

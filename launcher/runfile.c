@@ -17,7 +17,7 @@ struct assignment {
     char *key;   /* without alias */
     char *value; /* NULL: null */
     char *where; /* "run.yaml:12: beta" or "--beta" */
-    bool nested;
+    enum keyfile_shape shape;
     bool command_line;
 };
 
@@ -41,8 +41,8 @@ void runfile_note(struct runfile *runfile, const char *format, ...)
 
 /* Refuses a second value of the same key from the same place; one from the command line replaces that of the
  * file. */
-static enum status assign(struct assignments *all, const char *name, const char *value, bool nested,
-                          char *where, bool command_line)
+static enum status assign(struct assignments *all, const char *name, const char *value,
+                          enum keyfile_shape shape, char *where, bool command_line)
 {
     const char *alias = key_alias(name), *key = alias ? alias : name;
     struct assignment *place = NULL;
@@ -67,7 +67,7 @@ static enum status assign(struct assignments *all, const char *name, const char 
         place = &all->list[all->count++];
     }
     *place = (struct assignment){text_copy(name), text_copy(key), value ? text_copy(value) : NULL,
-                                 where,           nested,         command_line};
+                                 where,           shape,          command_line};
     return STATUS_OK;
 }
 
@@ -84,7 +84,7 @@ static enum status collect_file(struct assignments *all, const char *path)
     for (int64_t i = 0; i < file.count && status == STATUS_OK; i++) {
         const struct keyfile_entry *entry = &file.list[i];
         char *where = text_format("%s:%lld: %s", path, (long long)entry->line, entry->key);
-        status = assign(all, entry->key, entry->value, entry->nested, where, false);
+        status = assign(all, entry->key, entry->value, entry->shape, where, false);
     }
     keyfile_free(&file);
     return status;
@@ -124,7 +124,7 @@ static enum status collect_words(struct assignments *all, int argc, char **argv)
         if (!word.named) continue;
         TRY(word_value(&words, &word));
         const char *value = !strcmp(word.value, "null") ? NULL : word.value;
-        TRY(assign(all, word.name, value, false, text_format("--%s", word.name), true));
+        TRY(assign(all, word.name, value, KEYFILE_ONE, text_format("--%s", word.name), true));
     }
     return STATUS_OK;
 }
@@ -156,7 +156,7 @@ static enum status set_foreign(const struct assignment *a, char **without_effect
     const struct foreign_key *foreign = key_foreign(a->key);
     if (!foreign) return unknown(a->key, a->where, a->command_line);
     bool any = !strcmp(foreign->accepted, "*");
-    if (a->nested && !any) {
+    if (a->shape != KEYFILE_ONE && !any) {
         return fail_usage("%s asks for more than wpo has: %s; remove the key", a->where, foreign->instead);
     }
     if (a->value && !any && !key_accepts(foreign, a->value)) {
@@ -191,11 +191,16 @@ static enum status check_text(const struct assignment *a)
     return STATUS_OK;
 }
 
+/* Keys for which null is TRL's way to say that they are not given. */
+static const char off_by_null[] = "ld_alpha|rpo_alpha";
+
 static enum status set_key(struct runfile *runfile, const struct option *key, const struct assignment *a,
                            bool *given)
 {
-    if (a->nested) return fail_usage("%s holds several values, but takes one", a->where);
-    if (!a->value && key->fallback) {
+    if (a->shape == KEYFILE_NESTED || (a->shape == KEYFILE_LIST && key->kind != OPTION_LIST)) {
+        return fail_usage("%s holds several values, but takes one", a->where);
+    }
+    if (!a->value && key->fallback && !words_hold(off_by_null, key->name)) {
         return fail_usage("%s has no value; remove the key for the default, %s", a->where, key->fallback);
     }
     if (!a->value && key->required) return fail_usage("%s has no value", a->where);
@@ -204,11 +209,13 @@ static enum status set_key(struct runfile *runfile, const struct option *key, co
     TRY(check_text(a));
     *given = true;
     if (strcmp(a->name, a->key)) {
-        bool weights = !strcmp(a->name, "use_weighting");
-        runfile_note(runfile, "%s %s is read as %s: %s%s", a->name, a->value, a->key, value,
-                     weights && runfile->settings.objective.weight_clamp && strcmp(value, "none")
-                         ? " (TRL does not clamp the weight; weight_clamp: false is its rule)"
-                         : "");
+        bool weights = !strcmp(a->name, "use_weighting") && strcmp(value, "none");
+        const char *remark = "";
+        if (weights && runfile->settings.objective.weight_clamp)
+            remark = " (TRL does not clamp the weight; weight_clamp: false is its rule)";
+        if (!strcmp(a->key, "rpo_alpha"))
+            remark = " (its mean is over the tokens of all chosen completions of the global batch)";
+        runfile_note(runfile, "%s %s is read as %s: %s%s", a->name, a->value, a->key, value, remark);
     }
     return option_set(key, runfile, value, a->where);
 }
@@ -240,13 +247,17 @@ static enum status check_required(const bool *given, const char *where)
 
 /* -- the resolved text ------------------------------------------------------------------------ */
 
-static char *value_text(const struct option *key, const struct runfile *runfile)
+static char *value_text(const struct option *key, bool given, const struct runfile *runfile)
 {
     char *text = option_text(key, runfile);
-    bool unset = !text || (!key->fallback && key->kind == OPTION_INTEGER && !strcmp(text, "0"));
-    if (unset) {
+    if (!text || (!key->fallback && !given)) {
         free(text);
         return text_copy("null");
+    }
+    if (key->kind == OPTION_LIST && strchr(text, ',')) {
+        char *list = text_format("[%s]", text);
+        free(text);
+        return list;
     }
     bool plain = key->kind != OPTION_TEXT && strcmp(text, "no"); /* which YAML 1.1 takes for false */
     if (plain) return text;
@@ -256,7 +267,7 @@ static char *value_text(const struct option *key, const struct runfile *runfile)
     return quoted;
 }
 
-static char *resolve(const struct runfile *runfile)
+static char *resolve(const struct runfile *runfile, const bool *given)
 {
     char *text = NULL;
     size_t bytes;
@@ -264,7 +275,7 @@ static char *resolve(const struct runfile *runfile)
     REQUIRE(stream, "out of memory while writing the resolved run file");
     fprintf(stream, "# The run file as wpo %s read it, with every default.\n", WPO_VERSION);
     for (int64_t i = 0; i < RUN_KEYS; i++) {
-        char *value = value_text(&run_keys[i], runfile);
+        char *value = value_text(&run_keys[i], given[i], runfile);
         fprintf(stream, "%s: %s\n", run_keys[i].name, value);
         free(value);
     }
@@ -311,13 +322,13 @@ enum status runfile_read(struct runfile *runfile, int argc, char **argv)
     struct assignments all = {0};
     bool *given = allocate(RUN_KEYS, sizeof *given);
     enum status status = read_all(runfile, &all, path, given, argc, argv);
-    free(given);
     assignments_free(&all);
     if (status == STATUS_OK) {
-        runfile->text = resolve(runfile);
+        runfile->text = resolve(runfile, given);
     } else {
         runfile_free(runfile);
     }
+    free(given);
     return status;
 }
 
@@ -345,7 +356,7 @@ enum status runfile_text_value(const char *text, const char *key, char **value)
     TRY(keyfile_read(&file, "the stored run file", text, strlen(text)));
     const struct keyfile_entry *entry = find_entry(&file, key);
     enum status status = STATUS_OK;
-    if (!entry || entry->nested) {
+    if (!entry || entry->shape == KEYFILE_NESTED) {
         status = fail("the stored run file has no value for %s", key);
     } else if (entry->value) {
         *value = text_copy(entry->value);

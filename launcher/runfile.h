@@ -7,8 +7,15 @@
 #include "launcher/options.h"
 #include "runtime/settings.h"
 
+/* The keys that take a list, with commas between. What they say stands in settings.objective once they are
+ * checked, and they are then written in one way: "sigmoid,sft". */
+struct loss_lists {
+    char *loss_type, *loss_weights; /* weights NULL: 1 each */
+};
+
 struct runfile {
     struct settings settings;
+    struct loss_lists losses;
     bool overwrite_output_dir;
     int schedule; /* the word of lr_scheduler_type: constant_with_warmup is one of its own */
     char *text;   /* the resolved run file: every key, defaults included; reads back to the same settings */

@@ -27,10 +27,10 @@ static int64_t sum_of_largest(int64_t *values, int64_t length, int64_t count)
     return sum;
 }
 
-struct batch_limits batch_measure(const struct groups *groups, int64_t micro)
+struct batch_limits batch_measure(const struct groups *groups, int64_t micro, bool prompts)
 {
     int64_t all = groups->group_count, count = micro < all ? micro : all;
-    struct batch_limits limits = {.groups = count};
+    struct batch_limits limits = {.groups = count, .prompts = prompts};
     int64_t *packed = allocate(all, sizeof *packed), *scored = allocate(all, sizeof *scored);
     int64_t *completions = allocate(all, sizeof *completions);
     for (int64_t g = 0; g < all; g++) {
@@ -38,6 +38,8 @@ struct batch_limits batch_measure(const struct groups *groups, int64_t micro)
         scored[g] = group_scored_tokens(groups, g);
         completions[g] = groups->first[g + 1] - groups->first[g];
         int64_t prompt = groups->prompt_offset[g + 1] - groups->prompt_offset[g];
+        if (prompts) scored[g] += prompt - 1;
+        if (prompts) completions[g]++;
         for (int64_t s = groups->first[g]; s < groups->first[g + 1]; s++)
             limits.longest = maximum(limits.longest, prompt + groups->completion_offset[s + 1] -
                                                          groups->completion_offset[s]);
@@ -61,6 +63,7 @@ struct batch_limits batch_limits_union(struct batch_limits a, struct batch_limit
         .scored = maximum(a.scored, b.scored),
         .longest = maximum(a.longest, b.longest),
         .group_scored = maximum(a.group_scored, b.group_scored),
+        .prompts = a.prompts || b.prompts,
         .step_groups = maximum(a.step_groups, b.step_groups),
         .step_completions = maximum(a.step_completions, b.step_completions),
     };
@@ -70,7 +73,6 @@ void batch_open(struct batch *batch, struct arena *arena, struct batch_limits li
 {
     *batch = (struct batch){.ops = arena->ops, .device = arena->device, .limits = limits};
     batch->group = allocate(limits.groups, sizeof(int64_t));
-    batch->group_first = allocate(limits.groups + 1, sizeof(int64_t));
     batch->completion = allocate(limits.completions, sizeof(int64_t));
     struct {
         void **host, **device;
@@ -89,6 +91,10 @@ void batch_open(struct batch *batch, struct arena *arena, struct batch_limits li
         {(void **)&batch->host.target, (void **)&batch->on_device.target, limits.scored, sizeof(int64_t)},
         {(void **)&batch->host.first, (void **)&batch->on_device.first, limits.completions + 1,
          sizeof(int64_t)},
+        {(void **)&batch->host.shared, (void **)&batch->on_device.shared, limits.completions,
+         sizeof(int64_t)},
+        {(void **)&batch->host.segment, (void **)&batch->on_device.segment, limits.groups + 1,
+         sizeof(int64_t)},
     };
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) {
         *arrays[i].host = allocate(arrays[i].count, arrays[i].size);
@@ -98,9 +104,9 @@ void batch_open(struct batch *batch, struct arena *arena, struct batch_limits li
 
 void batch_close(struct batch *batch)
 {
-    void *owned[] = {batch->host.id,     batch->host.position, batch->host.span,  batch->host.group_span,
-                     batch->host.source, batch->host.target,   batch->host.first, batch->group,
-                     batch->host.tile,   batch->group_first,   batch->completion};
+    void *owned[] = {batch->host.id,     batch->host.position, batch->host.span,   batch->host.group_span,
+                     batch->host.source, batch->host.target,   batch->host.first,  batch->group,
+                     batch->host.tile,   batch->host.segment,  batch->host.shared, batch->completion};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
         free(owned[i]);
     *batch = (struct batch){0};
@@ -123,6 +129,16 @@ static int64_t pack_span(struct batch *batch, const int32_t *tokens, int64_t cou
     return start;
 }
 
+static void end_segment(struct batch *batch, int64_t completion, int64_t scored)
+{
+    REQUIRE(batch->completions < batch->limits.completions && batch->scored + scored <= batch->limits.scored,
+            "a batch is larger than was measured");
+    batch->completion[batch->completions] = completion;
+    batch->host.shared[batch->completions++] = scored;
+    batch->scored += scored;
+    batch->host.first[batch->completions] = batch->scored;
+}
+
 static void pack_completion(struct batch *batch, const struct groups *groups, int64_t s, struct span prompt)
 {
     const int32_t *tokens = groups->completion_tokens + groups->completion_offset[s];
@@ -133,17 +149,32 @@ static void pack_completion(struct batch *batch, const struct groups *groups, in
         batch->host.source[batch->scored + i] = i ? start + i - 1 : prompt.start + prompt.count - 1;
         batch->host.target[batch->scored + i] = tokens[i];
     }
-    batch->scored += count;
     batch->longest = maximum(batch->longest, prompt.count + count);
-    batch->completion[batch->completions++] = s;
-    batch->host.first[batch->completions] = batch->scored;
+    end_segment(batch, s, count);
+}
+
+/* Of a pair's two completions, the tokens that both have; a third one is none of the pair. */
+static void mark_shared(struct batch *batch, int64_t begin, int64_t completions)
+{
+    int64_t *shared = batch->host.shared + begin;
+    if (completions < 2) return;
+    shared[0] = shared[1] = shared[0] < shared[1] ? shared[0] : shared[1];
+}
+
+static void score_prompt(struct batch *batch, struct span prompt)
+{
+    for (int64_t i = 0; i + 1 < prompt.count; i++) {
+        batch->host.source[batch->scored + i] = prompt.start + i;
+        batch->host.target[batch->scored + i] = batch->host.id[prompt.start + i + 1];
+    }
+    end_segment(batch, -1, prompt.count - 1);
 }
 
 void batch_pack(struct batch *batch, const struct groups *groups, const int64_t *members, int64_t count)
 {
     REQUIRE(count <= batch->limits.groups, "a batch has more groups than was measured");
     batch->groups = batch->completions = batch->tokens = batch->scored = batch->spans = batch->longest = 0;
-    batch->host.first[0] = batch->host.group_span[0] = batch->group_first[0] = 0;
+    batch->host.first[0] = batch->host.group_span[0] = batch->host.segment[0] = 0;
     for (int64_t i = 0; i < count; i++) {
         int64_t g = members[i], offset = groups->prompt_offset[g];
         pack_span(batch, groups->prompt_tokens + offset, groups->prompt_offset[g + 1] - offset,
@@ -151,9 +182,11 @@ void batch_pack(struct batch *batch, const struct groups *groups, const int64_t 
         struct span prompt = batch->host.span[batch->spans - 1];
         for (int64_t s = groups->first[g]; s < groups->first[g + 1]; s++)
             pack_completion(batch, groups, s, prompt);
+        mark_shared(batch, batch->host.segment[batch->groups], groups->first[g + 1] - groups->first[g]);
+        if (batch->limits.prompts) score_prompt(batch, prompt);
         batch->group[batch->groups++] = g;
         batch->host.group_span[batch->groups] = batch->spans;
-        batch->group_first[batch->groups] = batch->completions;
+        batch->host.segment[batch->groups] = batch->completions;
     }
     batch->tiles = packing_cut(batch->host.tile, batch->host.span, batch->host.group_span, batch->groups);
     struct {
@@ -169,6 +202,8 @@ void batch_pack(struct batch *batch, const struct groups *groups, const int64_t 
         {batch->on_device.source, batch->host.source, (size_t)batch->scored * sizeof(int64_t)},
         {batch->on_device.target, batch->host.target, (size_t)batch->scored * sizeof(int64_t)},
         {batch->on_device.first, batch->host.first, (size_t)(batch->completions + 1) * sizeof(int64_t)},
+        {batch->on_device.shared, batch->host.shared, (size_t)batch->completions * sizeof(int64_t)},
+        {batch->on_device.segment, batch->host.segment, (size_t)(batch->groups + 1) * sizeof(int64_t)},
     };
     for (size_t i = 0; i < sizeof copies / sizeof *copies; i++)
         batch->ops->upload(batch->device, copies[i].to, copies[i].from, copies[i].bytes);

@@ -186,6 +186,11 @@ static enum status check_pieces(const struct manifest *manifest, const struct pa
             return fail("%s: piece %lld to fill lies outside the parameters", folder, (long long)i);
         if (!manifest->optimizer && (piece->moment || piece->variance))
             return fail("%s holds no optimiser state; training cannot go on from it", folder);
+        if (!manifest->reference && piece->reference)
+            return fail(
+                "%s holds no reference that follows the policy; resume with sync_ref_model as the run "
+                "began",
+                folder);
     }
     return STATUS_OK;
 }
@@ -219,7 +224,7 @@ static enum status read_common(struct hdf *file, const struct manifest_extent *e
     int64_t extent_end = extent_at + extent->count, piece_end = piece->offset + piece->count, length;
     int64_t first = extent_at > piece->offset ? extent_at : piece->offset;
     int64_t end = extent_end < piece_end ? extent_end : piece_end;
-    for (int kind = 0; kind < 3 && first < end; kind++) {
+    for (int kind = 0; kind < MANIFEST_KINDS && first < end; kind++) {
         float *values = manifest_values(piece, kind);
         if (!values) continue;
         char *name = manifest_dataset(kind, tensor, extent->offset);
@@ -272,7 +277,7 @@ static enum status read_pieces(const struct manifest *manifest, const char *fold
     TRY(check_pieces(manifest, params, folder, pieces, count));
     /* The gaps between tensors hold zeros. */
     for (int64_t i = 0; i < count; i++)
-        for (int kind = 0; kind < 3; kind++)
+        for (int kind = 0; kind < MANIFEST_KINDS; kind++)
             if (manifest_values(&pieces[i], kind))
                 memset(manifest_values(&pieces[i], kind), 0, (size_t)pieces[i].count * sizeof(float));
     for (int64_t shard = 0; shard < manifest->state.world; shard++)

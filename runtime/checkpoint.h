@@ -8,10 +8,11 @@
 #include "runtime/comm.h"
 #include "runtime/params.h"
 
-/* A run of the flat parameter vector, with its optimiser state. moment and variance may both be NULL. */
+/* A run of the flat parameter vector, with its optimiser state. moment and variance may both be NULL, and so
+ * may reference: the parameters of a reference that follows the policy. */
 struct checkpoint_piece {
-    int64_t offset, count;                /* elements of the flat vector */
-    float *parameter, *moment, *variance; /* f32 [count]; read by save, filled by load */
+    int64_t offset, count;                            /* elements of the flat vector */
+    float *parameter, *moment, *variance, *reference; /* f32 [count]; read by save, filled by load */
 };
 
 /* Everything else that a run needs to go on. Strings are owned by the struct and released by
@@ -21,12 +22,14 @@ struct checkpoint_state {
     int64_t world;        /* ranks that wrote it */
     int64_t global_batch; /* groups per step */
     uint64_t seed;
-    int64_t tokens;             /* trained on so far */
-    char model_fingerprint[65]; /* of the starting model */
+    int64_t tokens;       /* trained on so far */
+    int64_t reward_steps; /* steps of the running mean of rewards; 0: the objective has none */
+    double reward_mean;
+    char model_fingerprint[65];     /* of the starting model */
     char reference_fingerprint[65]; /* of the reference model; "": the objective uses none */
-    char data_fingerprint[65];  /* of the training groups */
-    char *run_file;             /* the whole resolved run file (YAML) */
-    char *config;               /* the model's config.json, verbatim */
+    char data_fingerprint[65];      /* of the training groups */
+    char *run_file;                 /* the whole resolved run file (YAML) */
+    char *config;                   /* the model's config.json, verbatim */
 };
 
 void checkpoint_state_free(struct checkpoint_state *state);

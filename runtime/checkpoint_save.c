@@ -31,7 +31,7 @@ static enum status check_values(const struct params *params, const struct checkp
     for (int64_t t = 0; t < params->count; t++) {
         const struct parameter *tensor = &params->list[t];
         if (!overlap(tensor, piece->offset, piece->count, &extent)) continue;
-        for (int kind = 0; kind < 3; kind++) {
+        for (int kind = 0; kind < MANIFEST_KINDS; kind++) {
             if (!manifest_values(piece, kind)) continue;
             const float *values =
                 manifest_values(piece, kind) + (tensor->offset + extent.offset - piece->offset);
@@ -63,12 +63,15 @@ static enum status check_pieces(const struct params *params, const struct checkp
 static enum status plan(struct comm *comm, struct manifest *manifest, const struct params *params,
                         const struct checkpoint_piece *pieces, int64_t count)
 {
-    double most = (double)count, bare = 0;
-    for (int64_t i = 0; i < count; i++)
-        bare += !pieces[i].moment || !pieces[i].variance;
+    double most = (double)count, bare[2] = {0, 0};
+    for (int64_t i = 0; i < count; i++) {
+        bare[0] += !pieces[i].moment || !pieces[i].variance;
+        bare[1] += !pieces[i].reference;
+    }
     comm_maximum(comm, &most, 1);
-    comm_sum(comm, &bare, 1);
-    manifest->optimizer = bare == 0;
+    comm_sum(comm, bare, 2);
+    manifest->optimizer = bare[0] == 0;
+    manifest->reference = bare[1] == 0;
     int64_t room = (int64_t)most, (*mine)[2] = allocate(room, sizeof *mine);
     int64_t(*all)[2] = allocate(room * comm->size, sizeof *all);
     for (int64_t i = 0; i < count; i++)
@@ -118,7 +121,8 @@ static enum status add_extent(struct hdf *file, const struct params *params, con
 {
     const struct parameter *tensor = &params->list[extent->tensor];
     int64_t shape[2] = {tensor->rows, tensor->cols}, from = tensor->offset + extent->offset - piece->offset;
-    for (int kind = 0; kind < (manifest->optimizer ? 3 : 1); kind++) {
+    for (int kind = 0; kind < MANIFEST_KINDS; kind++) {
+        if (!manifest_has(manifest, kind)) continue;
         char *name = manifest_dataset(kind, tensor->name, extent->offset);
         enum status status =
             hdf_add(file, name, HDF_FLOAT, manifest_values(piece, kind) + from, extent->count);
@@ -186,8 +190,8 @@ static enum status add_views(struct hdf *file, const struct manifest *manifest, 
 static enum status fill_master(struct hdf *file, const struct manifest *manifest)
 {
     TRY(add_header(file, "wpo-checkpoint-master", manifest, -1));
-    for (int kind = 0; kind < (manifest->optimizer ? 3 : 1); kind++)
-        TRY(add_views(file, manifest, kind));
+    for (int kind = 0; kind < MANIFEST_KINDS; kind++)
+        if (manifest_has(manifest, kind)) TRY(add_views(file, manifest, kind));
     return STATUS_OK;
 }
 

@@ -182,25 +182,6 @@ enum status groups_same(const struct groups *groups, struct comm *comm)
         groups->path, differing);
 }
 
-enum status groups_fit(const struct groups *groups, const struct objective *objective,
-                       const struct comm *comm)
-{
-    int64_t size = objective_group_size(objective->loss_type);
-    for (int64_t g = 0; g < groups->group_count; g++)
-        if (groups->first[g + 1] - groups->first[g] != size)
-            return fail("%s: the prompt of row %lld has %lld completions, and loss_type %s takes groups of "
-                        "%lld; prepare "
-                        "the data in %s format",
-                        groups->path, (long long)groups->row[g],
-                        (long long)(groups->first[g + 1] - groups->first[g]),
-                        objective->loss_type == LOSS_SFT ? "sft" : "sigmoid", (long long)size,
-                        size == 1 ? "prompt-completion" : "preference");
-    if (groups->group_count < comm->size)
-        return fail("%s: %lld groups are fewer than the %d ranks; start fewer ranks", groups->path,
-                    (long long)groups->group_count, comm->size);
-    return STATUS_OK;
-}
-
 /* -- scoring ---------------------------------------------------------------------------------- */
 
 static void score_micro_batch(struct engine *engine, const struct groups *groups, const int64_t *members,
@@ -210,27 +191,58 @@ static void score_micro_batch(struct engine *engine, const struct groups *groups
     batch_pack(batch, groups, members, count);
     head_score(&engine->head, batch, model_forward(&engine->model, batch), scratch);
     for (int64_t s = 0; s < batch->completions; s++)
-        sums[batch->completion[s]] = scratch[s];
+        if (batch->completion[s] >= 0) sums[batch->completion[s]] = scratch[s];
 }
 
-/* Every completion was scored by one rank; the others hold zeros. */
+/* Every completion was scored by one rank; the others hold zeros. sums [count]. */
 static void merge_sums(struct engine *engine, struct completion_sums *sums, int64_t count)
 {
-    enum { FIELDS = 7 };
+    enum { FIELDS = 8 };
     double *values = allocate(count * FIELDS, sizeof *values);
     for (int64_t s = 0; s < count; s++) {
         const struct completion_sums *c = &sums[s];
         memcpy(values + s * FIELDS,
-               (double[FIELDS]){c->logp, c->square, c->maximum, c->entropy, c->logits, c->hits,
+               (double[FIELDS]){c->logp, c->square, c->maximum, c->entropy, c->logits, c->hits, c->leading,
                                 (double)c->count},
                FIELDS * sizeof *values);
     }
     comm_merge(engine->comm, values, count * FIELDS);
     for (int64_t s = 0; s < count; s++) {
         const double *v = values + s * FIELDS;
-        sums[s] = (struct completion_sums){v[0], v[1], v[2], v[3], v[4], v[5], (int64_t)v[6]};
+        sums[s] = (struct completion_sums){v[0], v[1], v[2], v[3], v[4], v[5], v[6], (int64_t)v[7]};
     }
     free(values);
+}
+
+void engine_score_members(struct engine *engine, const struct groups *groups, const int64_t *members,
+                          int64_t count, int64_t micro, struct completion_sums *sums)
+{
+    struct share share = {0};
+    int64_t total = 0, at = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t first = groups->first[members[i]], size = groups->first[members[i] + 1] - first;
+        memset(sums + first, 0, (size_t)size * sizeof *sums);
+        total += size;
+    }
+    struct completion_sums *scratch = allocate(engine->batch.limits.completions, sizeof *scratch),
+                           *merged = allocate(total, sizeof *merged);
+    share_of_step(&share, groups, members, count, engine->comm->rank, engine->comm->size, micro);
+    for (int64_t m = 0; m < share_micro_batches(&share); m++) {
+        int64_t members_count;
+        const int64_t *micro_batch = share_micro_batch(&share, m, &members_count);
+        score_micro_batch(engine, groups, micro_batch, members_count, scratch, sums);
+    }
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t s = groups->first[members[i]]; s < groups->first[members[i] + 1]; s++)
+            merged[at++] = sums[s];
+    merge_sums(engine, merged, total);
+    at = 0;
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t s = groups->first[members[i]]; s < groups->first[members[i] + 1]; s++)
+            sums[s] = merged[at++];
+    free(merged);
+    free(scratch);
+    share_free(&share);
 }
 
 enum status engine_score(struct engine *engine, struct order *order, int64_t first, int64_t steps,

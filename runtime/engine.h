@@ -61,11 +61,12 @@ enum status engine_score(struct engine *engine, struct order *order, int64_t fir
                          int64_t micro, const struct report *report, const char *phase,
                          struct completion_sums *sums);
 
+/* Collective. Sums of every completion of the groups that members[count] names, computed by the ranks in
+ * shares and held by all: sums (out) [S], written for those completions alone. */
+void engine_score_members(struct engine *engine, const struct groups *groups, const int64_t *members,
+                          int64_t count, int64_t micro, struct completion_sums *sums);
+
 /* Collective. All ranks must have opened the same groups. */
 enum status groups_same(const struct groups *groups, struct comm *comm);
-
-/* Every group with the objective's size, and enough of them for the ranks. */
-enum status groups_fit(const struct groups *groups, const struct objective *objective,
-                       const struct comm *comm);
 
 #endif

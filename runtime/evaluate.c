@@ -2,29 +2,65 @@
 
 #include "runtime/engine.h"
 #include "runtime/signals.h"
-#include "runtime/tally.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* The model's sums and, if there is a reference model, the reference's log-probabilities. */
-static enum status score_models(struct engine *engine, struct order *order, const struct report *report,
-                                struct completion_sums *sums, double **reference)
+enum status dataset_score(struct engine *engine, struct dataset *dataset, int64_t micro,
+                          const struct report *report, const char *phase, bool known,
+                          const struct reward_mean *running, struct completion_sums *sums,
+                          struct tally *tally)
+{
+    const struct objective *objective = &engine->settings->objective;
+    const struct groups *groups = &dataset->groups;
+    int64_t steps = order_steps_per_epoch(&dataset->order), *all = allocate(groups->group_count, sizeof *all);
+    struct members members = {all, groups->group_count};
+    struct reward_mean after;
+    for (int64_t g = 0; g < groups->group_count; g++)
+        all[g] = g;
+    struct batch_facts facts = statistics_scales(objective, groups, members);
+    enum status status = STATUS_OK;
+    if (dataset->mismatched.group_count && dataset->mismatched_reference) {
+        struct completion_sums *other = allocate(dataset->mismatched.completion_count, sizeof *other);
+        status = engine_score(engine, &dataset->mismatched_order, 0, steps, micro, report, phase, other);
+        if (status == STATUS_OK) statistics_kl(&facts, objective, dataset, members, other);
+        free(other);
+    }
+    if (status == STATUS_OK)
+        status = engine_score(engine, &dataset->order, 0, steps, micro, report, phase, sums);
+    if (status == STATUS_OK) {
+        struct completion_data *adjusted = allocate(groups->completion_count, sizeof *adjusted);
+        statistics_batch(&facts, objective, dataset, members, sums, running, &after, adjusted);
+        if (running->steps > 0) facts.shift = running->mean; /* evaluation does not move it */
+        tally_groups(tally, objective, &facts, groups, sums, dataset->data, adjusted, known);
+        free(adjusted);
+    }
+    free(all);
+    return status;
+}
+
+/* Log-probabilities of the reference model, mismatched ones included. */
+static enum status score_reference(struct engine *engine, struct dataset *dataset,
+                                   const struct report *report)
 {
     const struct settings *settings = engine->settings;
-    int64_t steps = order_steps_per_epoch(order), count = order->groups->completion_count;
+    int64_t steps = order_steps_per_epoch(&dataset->order), micro = settings->per_device_eval_batch_size;
+    int64_t count = dataset->groups.completion_count;
     char fingerprint[65];
-    if (settings->ref_model_name_or_path) {
-        TRY(engine_load(engine, settings->ref_model_name_or_path, fingerprint, NULL));
-        TRY(engine_score(engine, order, 0, steps, settings->per_device_eval_batch_size, report, "reference",
-                         sums));
-        *reference = allocate(count, sizeof **reference);
+    TRY(engine_load(engine, settings->ref_model_name_or_path, fingerprint, NULL));
+    struct completion_sums *sums = allocate(count, sizeof *sums); /* as many are mismatched */
+    enum status status = engine_score(engine, &dataset->order, 0, steps, micro, report, "reference", sums);
+    for (int64_t s = 0; s < count; s++)
+        dataset->data[s].reference = objective_logp(&settings->objective, &sums[s]);
+    if (status == STATUS_OK && dataset->mismatched.group_count) {
+        status = engine_score(engine, &dataset->mismatched_order, 0, steps, micro, report, "reference", sums);
+        dataset->mismatched_reference = allocate(count, sizeof *dataset->mismatched_reference);
         for (int64_t s = 0; s < count; s++)
-            (*reference)[s] = sums[s].logp;
+            dataset->mismatched_reference[s] = objective_logp(&settings->objective, &sums[s]);
     }
-    TRY(engine_load(engine, settings->model_name_or_path, fingerprint, NULL));
-    return engine_score(engine, order, 0, steps, settings->per_device_eval_batch_size, report, "eval", sums);
+    free(sums);
+    return status;
 }
 
 /* Of a broken model there is no more to say, and its metrics are left out. */
@@ -47,35 +83,42 @@ static void warn_of_broken(const struct report *report, const struct groups *gro
     free(sentence);
 }
 
+static void keep_completions(struct evaluation *evaluation, const struct completion_sums *sums, bool known)
+{
+    int64_t count = evaluation->dataset.groups.completion_count;
+    evaluation->completions = allocate(count, sizeof *evaluation->completions);
+    for (int64_t s = 0; s < count; s++) {
+        struct completion_record *record = &evaluation->completions[s];
+        record->sums = sums[s];
+        record->reference = known ? evaluation->dataset.data[s].reference : NAN;
+        for (int w = 0; w < WEIGHTING_COUNT; w++)
+            record->log_weight[w] = completion_log_weight(&sums[s], (enum weighting)w);
+    }
+}
+
 static enum status evaluate_groups(struct engine *engine, const struct report *report,
                                    struct evaluation *evaluation)
 {
     const struct settings *settings = engine->settings;
-    const struct groups *groups = &evaluation->groups;
-    struct order order;
-    order_open(&order, groups, settings->per_device_eval_batch_size * engine->comm->size, 0, false);
-    struct completion_sums *sums = allocate(groups->completion_count, sizeof *sums);
-    double *reference = NULL;
-    enum status status = score_models(engine, &order, report, sums, &reference);
+    struct dataset *dataset = &evaluation->dataset;
+    const struct reward_mean none = {0};
+    bool known = settings->ref_model_name_or_path != NULL;
+    char fingerprint[65];
+    struct tally tally;
+    dataset_plan(dataset, settings->per_device_eval_batch_size * engine->comm->size, 0, false);
+    if (known) TRY(score_reference(engine, dataset, report));
+    TRY(engine_load(engine, settings->model_name_or_path, fingerprint, NULL));
+    struct completion_sums *sums = allocate(dataset->groups.completion_count, sizeof *sums);
+    enum status status = dataset_score(engine, dataset, settings->per_device_eval_batch_size, report, "eval",
+                                       known, &none, sums, &tally);
     if (status == STATUS_OK) {
-        struct tally tally;
-        evaluation->completions = allocate(groups->completion_count, sizeof *evaluation->completions);
+        warn_of_broken(report, &dataset->groups, sums);
+        keep_completions(evaluation, sums, known);
         evaluation->metrics = allocate(TALLY_METRICS, sizeof *evaluation->metrics);
-        warn_of_broken(report, groups, sums);
-        tally_groups(&tally, &settings->objective, groups, sums, reference);
         evaluation->metric_count =
-            tally_metrics(&tally, &settings->objective, reference != NULL, false, evaluation->metrics);
-        for (int64_t s = 0; s < groups->completion_count; s++) {
-            struct completion_record *record = &evaluation->completions[s];
-            record->sums = sums[s];
-            record->reference = reference ? reference[s] : NAN;
-            for (int w = 0; w < WEIGHTING_COUNT; w++)
-                record->log_weight[w] = completion_log_weight(&sums[s], (enum weighting)w);
-        }
+            tally_metrics(&tally, &settings->objective, known, false, evaluation->metrics);
     }
-    free(reference);
     free(sums);
-    order_close(&order);
     return status;
 }
 
@@ -84,14 +127,14 @@ enum status evaluate_run(struct comm *comm, const struct settings *settings, con
 {
     *evaluation = (struct evaluation){0};
     signals_install();
-    struct groups *groups = &evaluation->groups;
-    TRY(comm_agree(comm, groups_open(groups, settings->eval_file)));
-    TRY(groups_same(groups, comm));
-    TRY(comm_agree(comm, groups_fit(groups, &settings->objective, comm)));
+    struct dataset *dataset = &evaluation->dataset;
+    TRY(comm_agree(comm, dataset_open(dataset, settings->eval_file, settings, comm)));
+    TRY(groups_same(&dataset->groups, comm));
     struct engine engine;
-    enum status status = engine_open(&engine, comm, settings, MODEL_SCORE,
-                                     batch_measure(groups, settings->per_device_eval_batch_size));
-    if (status == STATUS_OK) status = comm_agree(comm, engine_check_groups(&engine, groups));
+    enum status status =
+        engine_open(&engine, comm, settings, MODEL_SCORE,
+                    dataset_measure(dataset, settings, settings->per_device_eval_batch_size));
+    if (status == STATUS_OK) status = comm_agree(comm, engine_check_groups(&engine, &dataset->groups));
     if (status == STATUS_OK) status = engine_place(&engine);
     if (status == STATUS_OK) status = evaluate_groups(&engine, report, evaluation);
     engine_close(&engine);
@@ -100,7 +143,7 @@ enum status evaluate_run(struct comm *comm, const struct settings *settings, con
 
 void evaluation_free(struct evaluation *evaluation)
 {
-    groups_close(&evaluation->groups);
+    dataset_close(&evaluation->dataset);
     free(evaluation->completions);
     free(evaluation->metrics);
     *evaluation = (struct evaluation){0};

@@ -2,10 +2,9 @@
 #ifndef WPO_RUNTIME_EVALUATE_H
 #define WPO_RUNTIME_EVALUATE_H
 
-#include "runtime/comm.h"
-#include "runtime/groups.h"
-#include "runtime/report.h"
-#include "runtime/settings.h"
+#include "runtime/engine.h"
+#include "runtime/statistics.h"
+#include "runtime/tally.h"
 
 /* What is known of one completion. */
 struct completion_record {
@@ -15,11 +14,19 @@ struct completion_record {
 };
 
 struct evaluation {
-    struct groups groups;
-    struct completion_record *completions; /* [groups.completion_count], on every rank */
+    struct dataset dataset;                /* its groups are those of the file that the objective takes */
+    struct completion_record *completions; /* [dataset.groups.completion_count], on every rank */
     struct metric *metrics;                /* names without the prefix "eval_" */
     int64_t metric_count;
 };
+
+/* Collective. Sums [S] (out) of a dataset that is planned, and the tally (out) of its objective as of one
+ * batch: on every rank alike. known: its references are there; running: the mean of rewards so far, which
+ * evaluation does not move. */
+enum status dataset_score(struct engine *engine, struct dataset *dataset, int64_t micro,
+                          const struct report *report, const char *phase, bool known,
+                          const struct reward_mean *running, struct completion_sums *sums,
+                          struct tally *tally);
 
 /* Collective. Reads settings->model_name_or_path, eval_file, ref_model_name_or_path (NULL: no reference; the
  * reward metrics are then left out), objective, per_device_eval_batch_size, logits_megabytes, threads,

@@ -24,6 +24,20 @@ static enum status read_exactly(struct hdf *file, const char *path, const char *
     return hdf_read_all(file, name, type, values, &length);
 }
 
+/* Files of other programs may not say what their groups of three are. */
+static enum status read_form(struct groups *groups, struct hdf *file)
+{
+    char *text;
+    if (hdf_text(file, "form", &text) != STATUS_OK) return STATUS_OK;
+    bool known = !strcmp(text, "pair") || !strcmp(text, "ranked") || !strcmp(text, "sampled");
+    if (known) snprintf(groups->form, sizeof groups->form, "%s", text);
+    enum status status = known ? STATUS_OK
+                               : fail("%s: attribute form is '%s', not pair, ranked or sampled; %s",
+                                      groups->path, text, advice);
+    free(text);
+    return status;
+}
+
 static enum status read_attributes(struct groups *groups, struct hdf *file)
 {
     char *text;
@@ -52,7 +66,7 @@ static enum status read_attributes(struct groups *groups, struct hdf *file)
               : fail("%s: attribute kind is '%s', not preference, prompt-completion or unpaired",
                      groups->path, text);
     free(text);
-    return status;
+    return status == STATUS_OK ? read_form(groups, file) : status;
 }
 
 static enum status read_datasets(struct groups *groups, struct hdf *file)

@@ -21,6 +21,7 @@ struct groups {
     int64_t vocabulary;         /* all token ids are below it */
     int64_t max_length;         /* no prompt with one completion is longer */
     char kind[32];              /* "preference", "prompt-completion", "unpaired" */
+    char form[16];              /* of preferences: "pair", "ranked", "sampled"; "": the file does not say */
     char fingerprint[65];       /* SHA-256 of the file's content */
     char *path;
 };

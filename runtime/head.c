@@ -28,7 +28,7 @@ void head_open(struct head *head, struct arena *arena, struct model *model, stru
     arena_want(arena, "head", &head->dnormed, limits.scored * c->width, size);
     arena_want(arena, "head", (void **)&head->coefficient, limits.scored, sizeof(float));
     arena_want(arena, "head", (void **)&head->results, groups, sizeof(struct group_result));
-    arena_want(arena, "head", (void **)&head->reference, limits.completions, sizeof(double));
+    arena_want(arena, "head", (void **)&head->data, limits.completions, sizeof *head->data);
 }
 
 static struct tensor scored_rows(const struct head *head, void *data, int64_t scored)
@@ -76,13 +76,13 @@ struct chunk {
 /* As many groups as fit the logits buffer, at least one. */
 static struct chunk next_chunk(const struct head *head, const struct batch *batch, int64_t group)
 {
-    struct chunk c = {.group = group, .completion = batch->group_first[group]};
+    struct chunk c = {.group = group, .completion = batch->host.segment[group]};
     c.first = batch->host.first[c.completion];
     for (int64_t g = group; g < batch->groups; g++) {
-        int64_t count = batch->host.first[batch->group_first[g + 1]] - c.first;
+        int64_t count = batch->host.first[batch->host.segment[g + 1]] - c.first;
         if (g > group && count > head->chunk) break;
         c.groups = g + 1 - group;
-        c.completions = batch->group_first[g + 1] - c.completion;
+        c.completions = batch->host.segment[g + 1] - c.completion;
         c.count = count;
     }
     return c;
@@ -107,7 +107,8 @@ void head_score(struct head *head, const struct batch *batch, struct tensor stre
         for (int64_t done = 0; done < c.count; done += head->chunk)
             chunk_logits(head, batch, normed, c.first + done, piece_of(head, &c, done));
     }
-    m->ops->head_sums(m->device, head->sums, head->statistics, batch->on_device.first, batch->completions);
+    m->ops->head_sums(m->device, head->sums, head->statistics, batch->on_device.first,
+                      batch->on_device.shared, batch->completions);
     m->ops->download(m->device, sums, head->sums, (size_t)batch->completions * sizeof *sums);
 }
 
@@ -138,15 +139,18 @@ static void chunk_backward(struct head *head, const struct batch *batch, struct 
 
 /* Weights, loss and coefficients of a chunk whose statistics are there. */
 static void chunk_objective(struct head *head, const struct batch *batch, const struct chunk *c,
-                            const struct objective *objective, double scale)
+                            const struct objective *objective, const struct batch_facts *facts)
 {
     struct model *m = head->model;
-    const int64_t *first = batch->on_device.first + c->completion;
+    struct objective_groups groups = {.count = c->groups,
+                                      .segment = batch->on_device.segment + c->group,
+                                      .first = batch->on_device.first + c->completion,
+                                      .shared = batch->on_device.shared + c->completion,
+                                      .prompts = batch->limits.prompts};
     struct completion_sums *sums = head->sums + head->completions + c->completion;
-    m->ops->head_sums(m->device, sums, head->statistics, first, c->completions);
+    m->ops->head_sums(m->device, sums, head->statistics, groups.first, groups.shared, c->completions);
     m->ops->objective(m->device, head->results + head->groups + c->group, head->coefficient, sums,
-                      objective_uses_reference(objective->loss_type) ? head->reference + c->completion : NULL,
-                      first, c->groups, objective_group_size(objective->loss_type), objective, scale);
+                      head->data + c->completion, groups, objective, facts);
 }
 
 void head_begin(struct head *head)
@@ -180,16 +184,14 @@ static void hidden_backward(struct head *head, const struct batch *batch)
 }
 
 void head_train(struct head *head, const struct batch *batch, struct tensor stream,
-                const struct objective *objective, const double *reference, double scale)
+                const struct objective *objective, const struct batch_facts *facts,
+                const struct completion_data *data)
 {
     struct model *m = head->model;
-    REQUIRE(batch->completions == batch->groups * objective_group_size(objective->loss_type),
-            "a batch holds groups of another size than the objective's");
     REQUIRE(head->completions + batch->completions <= head->limits.step_completions &&
                 head->groups + batch->groups <= head->limits.step_groups,
             "a step has more groups than was measured");
-    if (reference)
-        m->ops->upload(m->device, head->reference, reference, (size_t)batch->completions * sizeof *reference);
+    m->ops->upload(m->device, head->data, data, (size_t)batch->completions * sizeof *data);
 
     struct tensor normed = norm_scored(head, batch, stream);
     struct chunk c;
@@ -197,14 +199,14 @@ void head_train(struct head *head, const struct batch *batch, struct tensor stre
         c = next_chunk(head, batch, g);
         if (c.count <= head->chunk) {
             struct tensor logits = chunk_logits(head, batch, normed, c.first, c.count);
-            chunk_objective(head, batch, &c, objective, scale);
+            chunk_objective(head, batch, &c, objective, facts);
             chunk_backward(head, batch, logits, normed, c.first);
             continue;
         }
         /* One group is larger than the buffer: its loss first, then its logits again, piece by piece. */
         for (int64_t done = 0; done < c.count; done += head->chunk)
             chunk_logits(head, batch, normed, c.first + done, piece_of(head, &c, done));
-        chunk_objective(head, batch, &c, objective, scale);
+        chunk_objective(head, batch, &c, objective, facts);
         for (int64_t done = 0; done < c.count; done += head->chunk) {
             struct tensor logits =
                 chunk_logits(head, batch, normed, c.first + done, piece_of(head, &c, done));

@@ -18,7 +18,7 @@ struct head {
     float *logits; /* [chunk, V] f32, whatever the model computes in: bf16 would be off by up to 2^-8 |z| */
     float *statistics;            /* [T, HEAD_STATISTICS] */
     float *coefficient;           /* [T] */
-    double *reference;            /* [S] device */
+    struct completion_data *data; /* [S] device */
     struct completion_sums *sums; /* [S of a step] device: of the micro-batches since head_begin */
     struct group_result *results; /* [G of a step] device */
     int64_t completions, groups;  /* of them that are filled */
@@ -35,12 +35,13 @@ void head_score(struct head *head, const struct batch *batch, struct tensor stre
 /* Forgets the results so far; at the beginning of a step. */
 void head_begin(struct head *head);
 
-/* Log-probabilities, weights, loss and gradient in one pass: every group of the batch must have the
- * objective's size. reference [S] host, nats, may be changed afterwards. scale multiplies every loss (1 /
- * groups or tokens of the global batch). Adds to the gradients of head and final norm, fills model_dstream(),
- * and appends sums [S] and results [G] to those of the step. Nothing waits for the device. */
+/* Log-probabilities, weights, loss and gradient in one pass: every group of the batch must have a size that
+ * the objective takes. data [S] host, may be changed afterwards. Adds to the gradients of head and final
+ * norm, fills model_dstream(), and appends sums [S] and results [G] to those of the step. Nothing waits for
+ * the device. */
 void head_train(struct head *head, const struct batch *batch, struct tensor stream,
-                const struct objective *objective, const double *reference, double scale);
+                const struct objective *objective, const struct batch_facts *facts,
+                const struct completion_data *data);
 
 /* Waits for the sums and results of all micro-batches since head_begin, in their order: host arrays as long
  * as head->completions and head->groups. */

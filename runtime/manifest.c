@@ -11,7 +11,7 @@
 
 enum { MANIFEST_VERSION = 1, WORLD_MOST = 1 << 20, TENSORS_MOST = 1 << 20 };
 
-const char *const manifest_kinds[3] = {"parameter", "moment", "variance"};
+const char *const manifest_kinds[MANIFEST_KINDS] = {"parameter", "moment", "variance", "reference"};
 
 char *manifest_dataset(int kind, const char *tensor, int64_t offset)
 {
@@ -77,6 +77,10 @@ static void put_state(struct json_value root, const struct checkpoint_state *sta
     json_put_text(root, "seed", seed);
     free(seed);
     json_put_int(root, "tokens", state->tokens);
+    if (state->reward_steps) {
+        json_put_int(root, "reward_steps", state->reward_steps);
+        json_put_number(root, "reward_mean", state->reward_mean);
+    }
     json_put_text(root, "model_fingerprint", state->model_fingerprint);
     json_put_text(root, "reference_fingerprint", state->reference_fingerprint);
     json_put_text(root, "data_fingerprint", state->data_fingerprint);
@@ -127,6 +131,7 @@ char *manifest_text(const struct manifest *manifest)
     json_put_int(root, "version", MANIFEST_VERSION);
     put_state(root, &manifest->state);
     json_put_bool(root, "optimizer", manifest->optimizer);
+    if (manifest->reference) json_put_bool(root, "reference", true);
     put_files(root, manifest);
     put_tensors(root, manifest);
     char *body = json_text(json, 1), hex[HASH_HEX];
@@ -180,6 +185,10 @@ static enum status read_state(struct json_value root, struct checkpoint_state *s
     TRY(json_as_int(json_key(root, "world"), 1, WORLD_MOST, &state->world));
     TRY(json_as_int(json_key(root, "global_batch"), 0, INT64_MAX, &state->global_batch));
     TRY(json_as_int(json_key(root, "tokens"), 0, INT64_MAX, &state->tokens));
+    if (json_present(json_key(root, "reward_steps"))) {
+        TRY(json_as_int(json_key(root, "reward_steps"), 1, INT64_MAX, &state->reward_steps));
+        TRY(json_as_number(json_key(root, "reward_mean"), &state->reward_mean));
+    }
     const char *seed;
     TRY(json_as_text(json_key(root, "seed"), &seed));
     errno = 0;
@@ -290,6 +299,8 @@ static enum status read_root(struct json_value root, struct manifest *manifest, 
                                        "global_batch",
                                        "seed",
                                        "tokens",
+                                       "reward_steps",
+                                       "reward_mean",
                                        "config",
                                        "model_fingerprint",
                                        "reference_fingerprint",
@@ -297,6 +308,7 @@ static enum status read_root(struct json_value root, struct manifest *manifest, 
                                        "run_file",
                                        "files",
                                        "optimizer",
+                                       "reference",
                                        "tensors",
                                        "sha256",
                                        NULL};
@@ -311,6 +323,8 @@ static enum status read_root(struct json_value root, struct manifest *manifest, 
     TRY(json_only(root, keys));
     TRY(read_state(root, &manifest->state));
     TRY(json_as_bool(json_key(root, "optimizer"), &manifest->optimizer));
+    if (json_present(json_key(root, "reference")))
+        TRY(json_as_bool(json_key(root, "reference"), &manifest->reference));
     TRY(read_files(root, manifest));
     TRY(read_tensors(root, manifest));
     return manifest_tile(manifest, path);

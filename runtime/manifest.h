@@ -28,6 +28,7 @@ struct manifest_file {
 struct manifest {
     struct checkpoint_state state;
     bool optimizer; /* moment and variance are there too */
+    bool reference; /* and the parameters of a reference that follows the policy */
     struct manifest_tensor *tensors;
     int64_t tensor_count;
     struct manifest_file *files; /* shards 0 .. world - 1, then the master */
@@ -48,14 +49,21 @@ void manifest_free(struct manifest *manifest);
 /* Sorts the extents and checks that they tile every tensor: no hole, no overlap. */
 enum status manifest_tile(struct manifest *manifest, const char *where);
 
-/* "parameter", "moment", "variance" */
-extern const char *const manifest_kinds[3];
+/* "parameter", "moment", "variance", "reference" */
+enum { MANIFEST_KINDS = 4 };
+extern const char *const manifest_kinds[MANIFEST_KINDS];
+static inline bool manifest_has(const struct manifest *manifest, int kind)
+{
+    return kind == 0 || (kind == 3 ? manifest->reference : manifest->optimizer);
+}
 /* The dataset of a shard with the elements of a tensor from `offset` on: "/moment/model.norm.weight:0"; to be
  * freed. */
 char *manifest_dataset(int kind, const char *tensor, int64_t offset);
 static inline float *manifest_values(const struct checkpoint_piece *piece, int kind)
 {
-    return kind == 0 ? piece->parameter : kind == 1 ? piece->moment : piece->variance;
+    float *const values[MANIFEST_KINDS] = {piece->parameter, piece->moment, piece->variance,
+                                           piece->reference};
+    return values[kind];
 }
 
 void manifest_file_name(char name[64], int64_t file, int64_t world);

@@ -27,7 +27,8 @@ struct optimiser {
     int64_t state_count;           /* elements of each of the three */
     double *squares;               /* device [ranks * buckets]; square sums of the shares of gradients */
     double *norm;                  /* device; of the whole gradient */
-    struct adamw_piece *updates;   /* what this rank updates, cut at tensors because decay differs */
+    void *reference; /* of a follower, device; not updated, but staged with the rest; NULL: there is none */
+    struct adamw_piece *updates; /* what this rank updates, cut at tensors because decay differs */
     int64_t update_count;
     struct checkpoint_piece *pieces; /* this rank's shares, cut at tensors */
     int64_t *piece_state;            /* [pieces] where their state begins */

@@ -35,8 +35,16 @@ void optimiser_put(struct optimiser *o, const float *flat)
 
 /* -- to the host and back ---------------------------------------------------------------------- */
 
+/* A run of the reference's parameters on the device. */
+static void *reference_run(const struct optimiser *o, const struct checkpoint_piece *piece)
+{
+    return (char *)o->reference + (size_t)piece->offset * dtype_bytes(o->model->precision.compute);
+}
+
 enum status optimiser_stage_room(struct optimiser *o)
 {
+    for (int64_t i = 0; o->reference && !o->staged && i < o->piece_count; i++)
+        o->pieces[i].reference = reference_run(o, &o->pieces[i]);
     for (int64_t i = 0; o->staged && i < o->piece_count; i++) {
         struct checkpoint_piece *piece = &o->pieces[i];
         size_t bytes = (size_t)piece->count * sizeof(float);
@@ -44,18 +52,19 @@ enum status optimiser_stage_room(struct optimiser *o)
         piece->parameter = malloc(bytes);
         piece->moment = malloc(bytes);
         piece->variance = malloc(bytes);
-        if (!piece->parameter || !piece->moment || !piece->variance)
+        if (o->reference) piece->reference = malloc(bytes);
+        if (!piece->parameter || !piece->moment || !piece->variance || (o->reference && !piece->reference))
             return fail("out of host memory for a copy of parameters and moments (12 bytes for each of the "
                         "rank's parameters); give the job more memory, or use more ranks");
     }
     return STATUS_OK;
 }
 
-/* A state array from the device, widened to f32. */
-static void state_out(const struct optimiser *o, float *values, void *array, int64_t first, int64_t count)
+/* From the device, widened to f32. */
+static void values_out(const struct optimiser *o, float *values, const void *from, enum dtype type,
+                       int64_t count)
 {
-    const void *from = optimiser_state(o, array, first);
-    if (o->options.moment_type == DTYPE_FLOAT) {
+    if (type == DTYPE_FLOAT) {
         o->model->ops->download(o->model->device, values, from, (size_t)count * sizeof *values);
         return;
     }
@@ -66,11 +75,10 @@ static void state_out(const struct optimiser *o, float *values, void *array, int
     free(halves);
 }
 
-static void state_in(const struct optimiser *o, const float *values, void *array, int64_t first,
-                     int64_t count)
+static void values_in(const struct optimiser *o, const float *values, void *to, enum dtype type,
+                      int64_t count)
 {
-    void *to = optimiser_state(o, array, first);
-    if (o->options.moment_type == DTYPE_FLOAT) {
+    if (type == DTYPE_FLOAT) {
         o->model->ops->upload(o->model->device, to, values, (size_t)count * sizeof *values);
         return;
     }
@@ -124,8 +132,12 @@ enum status optimiser_stage_out(struct optimiser *o)
         const struct checkpoint_piece *piece = &o->pieces[i];
         int64_t state = o->piece_state[i];
         parameters_out(o, piece, state);
-        state_out(o, piece->moment, o->moment, state, piece->count);
-        state_out(o, piece->variance, o->variance, state, piece->count);
+        enum dtype type = o->options.moment_type;
+        values_out(o, piece->moment, optimiser_state(o, o->moment, state), type, piece->count);
+        values_out(o, piece->variance, optimiser_state(o, o->variance, state), type, piece->count);
+        if (o->reference)
+            values_out(o, piece->reference, reference_run(o, piece), o->model->precision.compute,
+                       piece->count);
     }
     return STATUS_OK;
 }
@@ -145,16 +157,31 @@ static void share_state(struct optimiser *o)
     }
 }
 
+static void share_reference(struct optimiser *o)
+{
+    enum dtype type = o->model->precision.compute;
+    for (int64_t b = 0; b < o->model->params->bucket_count; b++) {
+        const struct bucket *bucket = &o->model->params->buckets[b];
+        void *first = (char *)o->reference + (size_t)bucket->offset * dtype_bytes(type);
+        exchange_share_all(o->exchange, tensor_of(first, type, 1, bucket->count));
+    }
+}
+
 void optimiser_stage_in(struct optimiser *o)
 {
     for (int64_t i = 0; o->staged && i < o->piece_count; i++) {
         const struct checkpoint_piece *piece = &o->pieces[i];
         int64_t state = o->piece_state[i];
         parameters_in(o, piece, state);
-        state_in(o, piece->moment, o->moment, state, piece->count);
-        state_in(o, piece->variance, o->variance, state, piece->count);
+        enum dtype type = o->options.moment_type;
+        values_in(o, piece->moment, optimiser_state(o, o->moment, state), type, piece->count);
+        values_in(o, piece->variance, optimiser_state(o, o->variance, state), type, piece->count);
+        if (o->reference)
+            values_in(o, piece->reference, reference_run(o, piece), o->model->precision.compute,
+                      piece->count);
     }
     optimiser_share_parameters(o);
+    if (o->reference) share_reference(o);
     if (o->options.zero_stage == 0) share_state(o);
     exchange_wait(o->exchange); /* the first transfers of a run: a download would wait for them unwatched */
     optimiser_stage_free(o);
@@ -166,6 +193,7 @@ void optimiser_stage_free(struct optimiser *o)
         free(o->pieces[i].parameter);
         free(o->pieces[i].moment);
         free(o->pieces[i].variance);
-        o->pieces[i].parameter = o->pieces[i].moment = o->pieces[i].variance = NULL;
+        free(o->pieces[i].reference);
+        o->pieces[i].parameter = o->pieces[i].moment = o->pieces[i].variance = o->pieces[i].reference = NULL;
     }
 }

@@ -11,7 +11,7 @@
 struct reference_key {
     char model[HASH_HEX]; /* pretrained_fingerprint() of the reference model */
     char data[HASH_HEX];  /* groups.fingerprint */
-    char backend[16];     /* ops->name: policy and reference come from the same kernels */
+    char backend[48];     /* policy and reference come from the same kernels and the same ld_alpha */
 };
 
 /* Local. logp (out) [S], NaN where the file knows none. *found (out) is false when there is no such file. A

@@ -3,7 +3,6 @@
 #include "runtime/clock.h"
 #include "runtime/files.h"
 #include "runtime/pretrained.h"
-#include "runtime/reference.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -24,15 +23,22 @@ void run_note(const struct run *run, const char *format, ...)
 
 /* -- opening ---------------------------------------------------------------------------------- */
 
+static void note_dropped(const struct run *run, const struct dataset *dataset)
+{
+    if (dataset->dropped)
+        run_note(run, "%s: min_margin %g leaves out %lld of %lld pairs", dataset->groups.path,
+                 run->settings->min_margin, (long long)dataset->dropped,
+                 (long long)(dataset->dropped + dataset->groups.group_count));
+}
+
 static enum status open_data(struct run *run)
 {
     const struct settings *settings = run->settings;
-    TRY(groups_open(&run->groups, settings->train_file));
-    TRY(groups_fit(&run->groups, &settings->objective, run->comm));
+    TRY(dataset_open(&run->train, settings->train_file, settings, run->comm));
     if (!settings->eval_file) return STATUS_OK;
-    TRY(groups_open(&run->eval_groups, settings->eval_file));
+    TRY(dataset_open(&run->eval, settings->eval_file, settings, run->comm));
     run->has_eval = true;
-    return groups_fit(&run->eval_groups, &settings->objective, run->comm);
+    return STATUS_OK;
 }
 
 /* A resumed run keeps the global batch, the seed and the data it began with, whatever the number of ranks. */
@@ -50,7 +56,7 @@ static enum status check_resumed(struct run *run)
         return fail("%s: the run was started with seed %llu, and seed is %llu now; a resumed run keeps its "
                     "order of data",
                     run->checkpoint, (unsigned long long)run->state.seed, (unsigned long long)settings->seed);
-    if (strcmp(run->groups.fingerprint, run->state.data_fingerprint) != 0)
+    if (strcmp(run->train.groups.fingerprint, run->state.data_fingerprint) != 0)
         return fail("%s: the run was started on other data than %s; resume with the same train_file",
                     run->checkpoint, settings->train_file);
     return STATUS_OK;
@@ -67,11 +73,10 @@ static enum status plan_steps(struct run *run)
         return fail("a global batch of %lld groups leaves ranks idle: start at most %lld ranks, or raise "
                     "global_batch_size",
                     (long long)batch, (long long)batch);
-    order_open(&run->order, &run->groups, batch, settings->seed, true);
+    dataset_plan(&run->train, batch, settings->seed, true);
     if (run->has_eval)
-        order_open(&run->eval_order, &run->eval_groups,
-                   settings->per_device_eval_batch_size * run->comm->size, 0, false);
-    int64_t per_epoch = order_steps_per_epoch(&run->order);
+        dataset_plan(&run->eval, settings->per_device_eval_batch_size * run->comm->size, 0, false);
+    int64_t per_epoch = order_steps_per_epoch(&run->train.order);
     run->total_steps = settings->max_steps > 0
                            ? settings->max_steps
                            : (int64_t)ceil(settings->num_train_epochs * (double)per_epoch);
@@ -84,22 +89,25 @@ static enum status plan_steps(struct run *run)
 static enum status open_engine(struct run *run)
 {
     const struct settings *settings = run->settings;
-    struct batch_limits limits = batch_measure(&run->groups, settings->per_device_train_batch_size);
+    struct batch_limits limits =
+        dataset_measure(&run->train, settings, settings->per_device_train_batch_size);
     if (run->has_eval)
-        limits = batch_limits_union(limits,
-                                    batch_measure(&run->eval_groups, settings->per_device_eval_batch_size));
-    trainer_limits(&limits, &run->groups, run->state.global_batch);
+        limits = batch_limits_union(
+            limits, dataset_measure(&run->eval, settings, settings->per_device_eval_batch_size));
+    trainer_limits(&limits, &run->train.groups, run->state.global_batch);
     enum model_mode mode = settings->gradient_checkpointing ? MODEL_RECOMPUTE : MODEL_TRAIN;
     struct engine *e = &run->engine;
     TRY(engine_open(e, run->comm, settings, mode, limits));
-    TRY(engine_check_groups(e, &run->groups));
-    if (run->has_eval) TRY(engine_check_groups(e, &run->eval_groups));
+    TRY(engine_check_groups(e, &run->train.groups));
+    if (run->has_eval) TRY(engine_check_groups(e, &run->eval.groups));
     optimiser_open(&run->optimiser, &e->arena, run->comm, e->exchange, &e->model,
                    (struct optimiser_options){.zero_stage = settings->zero_stage,
                                               .moment_type = settings->moment_dtype,
                                               .seed = settings->seed});
+    if (settings->sync_ref_model) follower_open(&run->follower, &e->arena, &e->model);
     TRY(engine_place(e));
     optimiser_prepare(&run->optimiser);
+    run->optimiser.reference = run->follower.parameters;
     char *table = arena_table(&e->arena), *device = engine_describe(e);
     run_note(run, "device: %s", device);
     free(device);
@@ -108,57 +116,7 @@ static enum status open_engine(struct run *run)
     return STATUS_OK;
 }
 
-/* -- reference -------------------------------------------------------------------------------- */
-
-/* NaN where the first `steps` steps do not come; those that come must be known. */
-static bool reference_complete(const double *logp, struct order *order, int64_t steps)
-{
-    int64_t per_epoch = order_steps_per_epoch(order);
-    for (int64_t step = 0; step < (steps < per_epoch ? steps : per_epoch); step++) {
-        int64_t count;
-        const int64_t *members = order_step(order, step, &count);
-        for (int64_t i = 0; i < count; i++)
-            for (int64_t s = order->groups->first[members[i]]; s < order->groups->first[members[i] + 1]; s++)
-                if (isnan(logp[s])) return false;
-    }
-    return true;
-}
-
-/* Log-probabilities under the parameters that the engine holds, from the cache or computed into it. */
-static enum status reference_for(struct run *run, struct order *order, int64_t steps, int64_t micro,
-                                 const char *fingerprint, const char *file, double **out)
-{
-    const struct groups *groups = order->groups;
-    struct reference_key key;
-    memcpy(key.model, fingerprint, sizeof key.model);
-    memcpy(key.data, groups->fingerprint, sizeof key.data);
-    snprintf(key.backend, sizeof key.backend, "%s%s", run->engine.ops->name,
-             run->engine.precision.compute == DTYPE_BFLOAT ? " bfloat16" : "");
-    int64_t count = groups->completion_count, per_epoch = order_steps_per_epoch(order);
-    double *logp = *out = allocate(count, sizeof *logp);
-
-    char *path = files_join(run->settings->output_dir, file);
-    bool found;
-    enum status status = comm_agree(run->comm, reference_read(logp, &found, groups, &key, path));
-    if (status == STATUS_OK && !comm_any(run->comm, !found) && reference_complete(logp, order, steps)) {
-        run_note(run, "reference log-probabilities: read from %s", path);
-    } else if (status == STATUS_OK) {
-        double start = clock_seconds();
-        struct completion_sums *sums = allocate(count, sizeof *sums);
-        status = engine_score(&run->engine, order, 0, steps < per_epoch ? steps : per_epoch, micro,
-                              run->report, "reference", sums);
-        for (int64_t s = 0; s < count; s++)
-            logp[s] = sums[s].count ? sums[s].logp : NAN;
-        free(sums);
-        if (status == STATUS_OK)
-            status = comm_agree(run->comm,
-                                run->comm->rank == 0 ? reference_write(logp, groups, &key, path) : STATUS_OK);
-        run_note(run, "reference log-probabilities of %s: computed in %.1f s", groups->path,
-                 clock_seconds() - start);
-    }
-    free(path);
-    return status;
-}
+/* -- models ---------------------------------------------------------------------------------- */
 
 /* Reads the starting policy into engine and optimiser. */
 static enum status load_policy(struct run *run, const char *folder, char fingerprint[65])
@@ -177,15 +135,11 @@ static enum status load_models(struct run *run)
     const char *policy = settings->model_name_or_path;
     const char *reference = settings->ref_model_name_or_path ? settings->ref_model_name_or_path : policy;
     char fingerprint[65];
-    run->has_reference = objective_uses_reference(settings->objective.loss_type);
+    run->has_reference = objective_uses_reference(&settings->objective);
     if (run->has_reference) {
         TRY(load_policy(run, reference, fingerprint));
-        TRY(reference_for(run, &run->order, run->total_steps, settings->per_device_train_batch_size,
-                          fingerprint, "reference.h5", &run->reference));
-        if (run->has_eval)
-            TRY(reference_for(run, &run->eval_order, order_steps_per_epoch(&run->eval_order),
-                              settings->per_device_eval_batch_size, fingerprint, "reference-eval.h5",
-                              &run->eval_reference));
+        TRY(run_reference(run, fingerprint));
+        if (settings->sync_ref_model) follower_take(&run->follower);
     }
     if (!run->has_reference || strcmp(reference, policy) != 0)
         TRY(load_policy(run, policy, run->state.model_fingerprint));
@@ -246,6 +200,7 @@ static enum status load_checkpoint(struct run *run)
                     run->checkpoint);
     optimiser_stage_in(&run->optimiser);
     TRY(comm_agree(run->comm, run->comm->rank == 0 ? clear_the_way(run) : STATUS_OK));
+    if (run->settings->sync_ref_model) TRY(run_reference_again(run));
     run_note(run, "resumed from %s: step %lld of %lld, written by %lld ranks", run->checkpoint,
              (long long)run->state.step, (long long)run->total_steps, (long long)run->state.world);
     return engine_same_parameters(&run->engine, "after loading the checkpoint");
@@ -258,7 +213,7 @@ static enum status collect_texts(struct run *run)
     free(run->state.config);
     run->state.config = NULL;
     run->state.run_file = text_copy(run->run_file);
-    memcpy(run->state.data_fingerprint, run->groups.fingerprint, sizeof run->state.data_fingerprint);
+    memcpy(run->state.data_fingerprint, run->train.groups.fingerprint, sizeof run->state.data_fingerprint);
     run->state.world = run->comm->size;
     char *path = files_join(run->settings->model_name_or_path, "config.json");
     size_t bytes;
@@ -271,8 +226,10 @@ enum status run_open(struct run *run)
 {
     const struct settings *settings = run->settings;
     TRY(comm_agree(run->comm, open_data(run)));
-    TRY(groups_same(&run->groups, run->comm));
-    if (run->has_eval) TRY(groups_same(&run->eval_groups, run->comm));
+    TRY(groups_same(&run->train.groups, run->comm));
+    if (run->has_eval) TRY(groups_same(&run->eval.groups, run->comm));
+    note_dropped(run, &run->train);
+    if (run->has_eval) note_dropped(run, &run->eval);
     if (settings->resume_from_checkpoint)
         TRY(checkpoint_find(run->comm, settings->output_dir, settings->resume_from_checkpoint,
                             &run->checkpoint));
@@ -284,15 +241,14 @@ enum status run_open(struct run *run)
     TRY(comm_agree(run->comm, collect_texts(run)));
     run->trainer = (struct trainer){.engine = &run->engine,
                                     .optimiser = &run->optimiser,
-                                    .groups = &run->groups,
-                                    .order = &run->order,
-                                    .reference = run->reference,
+                                    .dataset = &run->train,
                                     .micro = settings->per_device_train_batch_size,
-                                    .total_steps = run->total_steps};
+                                    .total_steps = run->total_steps,
+                                    .running = {run->state.reward_steps, run->state.reward_mean}};
     trainer_open(&run->trainer, settings->log_pairs);
     tally_clear(&run->window);
     run_note(run, "training: %lld groups, %lld a step, %lld steps, %d ranks of %d threads, %lld parameters",
-             (long long)run->groups.group_count, (long long)run->state.global_batch,
+             (long long)run->train.groups.group_count, (long long)run->state.global_batch,
              (long long)run->total_steps, run->comm->size, run->engine.threads,
              (long long)config_parameters(&run->engine.config));
     return STATUS_OK;
@@ -303,12 +259,8 @@ void run_close(struct run *run)
     trainer_close(&run->trainer);
     if (run->engine.arena.ops) optimiser_close(&run->optimiser);
     engine_close(&run->engine);
-    order_close(&run->order);
-    order_close(&run->eval_order);
-    groups_close(&run->groups);
-    groups_close(&run->eval_groups);
+    dataset_close(&run->train);
+    dataset_close(&run->eval);
     checkpoint_state_free(&run->state);
-    free(run->reference);
-    free(run->eval_reference);
     free(run->checkpoint);
 }

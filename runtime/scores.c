@@ -31,7 +31,7 @@ static double reference_of(const struct completion_record *record)
 static enum status add_column(struct hdf *file, const char *name, const struct evaluation *evaluation,
                               double (*value)(const struct completion_record *record), double *column)
 {
-    int64_t count = evaluation->groups.completion_count;
+    int64_t count = evaluation->dataset.groups.completion_count;
     for (int64_t c = 0; c < count; c++)
         column[c] = value(&evaluation->completions[c]);
     return hdf_add(file, name, HDF_DOUBLE, column, count);
@@ -39,7 +39,7 @@ static enum status add_column(struct hdf *file, const char *name, const struct e
 
 static enum status add_weights(struct hdf *file, const struct evaluation *evaluation, double *column)
 {
-    int64_t count = evaluation->groups.completion_count;
+    int64_t count = evaluation->dataset.groups.completion_count;
     for (int w = 0; w < WEIGHTING_COUNT; w++) {
         char name[64];
         for (int64_t c = 0; c < count; c++)
@@ -57,7 +57,7 @@ static enum status add_weights(struct hdf *file, const struct evaluation *evalua
 /* Which completion a record is: source row, place in its group, tokens. */
 static enum status add_places(struct hdf *file, const struct evaluation *evaluation, int64_t *column)
 {
-    const struct groups *groups = &evaluation->groups;
+    const struct groups *groups = &evaluation->dataset.groups;
     int64_t count = groups->completion_count;
     for (int64_t c = 0; c < count; c++)
         column[c] = evaluation->completions[c].sums.count;
@@ -76,7 +76,7 @@ static enum status fill(struct hdf *file, const struct evaluation *evaluation, d
 {
     TRY(hdf_put_text(file, "/", "format", "wpo-scores"));
     TRY(hdf_put_integer(file, "/", "version", SEAL_VERSION));
-    TRY(hdf_put_text(file, "/", "groups_sha256", evaluation->groups.fingerprint));
+    TRY(hdf_put_text(file, "/", "groups_sha256", evaluation->dataset.groups.fingerprint));
     TRY(add_places(file, evaluation, whole));
     TRY(add_column(file, "/logp", evaluation, logp_of, column));
     TRY(add_column(file, "/entropy", evaluation, entropy_of, column));
@@ -88,8 +88,8 @@ static enum status write_hdf(const struct evaluation *evaluation, const char *pa
 {
     struct hdf *file;
     TRY(hdf_create(&file, SEAL_BYTES));
-    double *column = allocate(evaluation->groups.completion_count, sizeof *column);
-    int64_t *whole = allocate(evaluation->groups.completion_count, sizeof *whole);
+    double *column = allocate(evaluation->dataset.groups.completion_count, sizeof *column);
+    int64_t *whole = allocate(evaluation->dataset.groups.completion_count, sizeof *whole);
     enum status status = fill(file, evaluation, column, whole);
     free(column);
     free(whole);
@@ -129,7 +129,7 @@ static void print_record(FILE *stream, const struct completion_record *record, i
 
 static enum status write_lines(const struct evaluation *evaluation, const char *path)
 {
-    const struct groups *groups = &evaluation->groups;
+    const struct groups *groups = &evaluation->dataset.groups;
     char *text = NULL;
     size_t bytes = 0;
     FILE *stream = open_memstream(&text, &bytes);

@@ -22,7 +22,12 @@ struct settings {
     char *output_dir;
 
     /* objective */
-    struct objective objective; /* loss_type beta label_smoothing weighting weight_sides weight_clamp */
+    struct objective objective; /* loss_type and every key that belongs to it */
+    bool has_min_margin;
+    double min_margin;            /* pairs whose scores differ by less are left out */
+    bool sync_ref_model;          /* TR-DPO: the reference follows the policy ... */
+    double ref_model_mixup_alpha; /* ... to this share ... */
+    int64_t ref_model_sync_steps; /* ... every so many steps */
 
     /* optimiser */
     enum on_nonfinite on_nonfinite; /* what a loss or gradient that is not finite does */

@@ -4,22 +4,25 @@
 
 #include "runtime/engine.h"
 #include "runtime/optimiser.h"
+#include "runtime/statistics.h"
 #include "runtime/tally.h"
 
 /* What a step works on. All is owned by the caller. */
 struct trainer {
     struct engine *engine;
     struct optimiser *optimiser;
-    const struct groups *groups;
-    struct order *order;
-    const double *reference; /* [S] nats; NULL when the objective uses none */
-    int64_t micro;           /* groups per micro-batch */
+    struct dataset *dataset;
+    int64_t micro; /* groups per micro-batch */
     int64_t total_steps;
+    struct reward_mean running; /* over the steps taken so far */
     struct share share;
-    struct completion_sums *sums; /* [S of this rank's share of a step] */
-    struct group_result *results; /* [G of this rank's share of a step] */
-    double *batch_reference;      /* [S of a batch] */
-    double *records;              /* [global batch, RECORD_FIELDS]; NULL unless pairs are logged */
+    struct completion_sums *sums;       /* [S of this rank's share of a step] */
+    struct group_result *results;       /* [G of this rank's share of a step] */
+    struct completion_data *batch_data; /* [S of a batch] */
+    /* Where the objective couples the batch, else NULL: of its completions, before the step. [S] */
+    struct completion_sums *batch_sums;
+    struct completion_data *step_data;
+    double *records; /* [global batch, RECORD_FIELDS]; NULL unless pairs are logged */
 };
 
 struct step_result {

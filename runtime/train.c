@@ -1,6 +1,7 @@
 #include "runtime/train.h"
 
 #include "runtime/clock.h"
+#include "runtime/evaluate.h"
 #include "runtime/run.h"
 #include "runtime/signals.h"
 
@@ -10,17 +11,18 @@
 
 /* -- evaluation, checkpoints, records --------------------------------------------------------- */
 
+/* The evaluation file is one batch to an objective that couples its groups. */
 static enum status evaluate(struct run *run)
 {
-    const struct groups *groups = &run->eval_groups;
-    struct completion_sums *sums = allocate(groups->completion_count, sizeof *sums);
+    struct dataset *dataset = &run->eval;
+    TRY(run_eval_reference(run));
+    struct completion_sums *sums = allocate(dataset->groups.completion_count, sizeof *sums);
+    struct tally tally;
     enum status status =
-        engine_score(&run->engine, &run->eval_order, 0, order_steps_per_epoch(&run->eval_order),
-                     run->settings->per_device_eval_batch_size, run->report, "eval", sums);
+        dataset_score(&run->engine, dataset, run->settings->per_device_eval_batch_size, run->report, "eval",
+                      run->has_reference, &run->trainer.running, sums, &tally);
     if (status == STATUS_OK && run->comm->rank == 0 && run->report->metrics) {
-        struct tally tally;
         struct metric list[TALLY_METRICS];
-        tally_groups(&tally, &run->settings->objective, groups, sums, run->eval_reference);
         int64_t count = tally_metrics(&tally, &run->settings->objective, run->has_reference, true, list);
         run->report->metrics(run->report->context, run->state.step, list, count);
     }
@@ -82,8 +84,8 @@ static void log_record(struct run *run, double seconds)
         int64_t n = tally_metrics(&run->window, &run->settings->objective, run->has_reference, false, list);
         list[n++] = (struct metric){"grad_norm", run->window_norm};
         list[n++] = (struct metric){"learning_rate", run->window_rate};
-        list[n++] =
-            (struct metric){"epoch", (double)run->state.step / (double)order_steps_per_epoch(&run->order)};
+        list[n++] = (struct metric){"epoch", (double)run->state.step /
+                                                 (double)order_steps_per_epoch(&run->train.order)};
         list[n++] = (struct metric){"num_tokens", (double)run->state.tokens};
         list[n++] = (struct metric){"tokens_per_second", run->window.sum[TALLY_TOKENS] / seconds};
         list[n++] = (struct metric){"packed_tokens_per_second", run->window.sum[TALLY_PACKED] / seconds};
@@ -100,26 +102,35 @@ static void log_record(struct run *run, double seconds)
 static void report_progress(const struct run *run, const struct step_result *result, double seconds)
 {
     if (run->comm->rank != 0 || !run->report->progress) return;
-    const double *sum = result->tally.sum;
-    bool pairs = objective_group_size(run->settings->objective.loss_type) == 2;
+    const struct tally *tally = &result->tally;
+    const struct objective *objective = &run->settings->objective;
+    bool compares = tally_compares(objective), sides = objective_shape(objective) != GROUP_CHOSEN;
     struct progress progress = {
         .phase = "train",
         .done = run->state.step,
         .total = run->total_steps,
-        .loss = tally_loss(&result->tally, &run->settings->objective),
-        .margin = pairs ? (sum[TALLY_REWARD_CHOSEN] - sum[TALLY_REWARD_REJECTED]) / sum[TALLY_GROUPS] : NAN,
-        .accuracy = pairs ? sum[TALLY_ACCURATE] / sum[TALLY_GROUPS] : NAN,
-        .weight = pairs ? sum[TALLY_WEIGHT] / sum[TALLY_GROUPS] : NAN,
-        .tokens_per_second = sum[TALLY_TOKENS] / seconds,
+        .loss = tally_loss(tally, objective),
+        .margin = sides ? tally_reward(tally, TALLY_CHOSEN) - tally_reward(tally, TALLY_REJECTED) : NAN,
+        .accuracy = compares ? tally->sum[TALLY_ACCURATE] / tally->sum[TALLY_GROUPS] : NAN,
+        .weight = sides ? tally->sum[TALLY_WEIGHT] / tally->sum[TALLY_GROUPS] : NAN,
+        .tokens_per_second = tally->sum[TALLY_TOKENS] / seconds,
     };
     run->report->progress(run->report->context, &progress);
 }
 
 /* -- the loop --------------------------------------------------------------------------------- */
 
-/* Before anything was learned the policy is its own reference: every margin is zero and the loss is log 2
- * times the mean weight. Rounding may differ where a cached reference was computed in other micro-batches,
- * whose products a library may sum in another order: docs/numerics.md has both bounds. */
+/* The loss of the step is DPO's alone, which log 2 times the mean weight is known of. */
+static bool is_plain_logistic(const struct objective *objective)
+{
+    return objective->term_count == 1 && objective->terms[0].type == LOSS_SIGMOID &&
+           objective->terms[0].weight == 1 && objective->rpo_alpha == 0 && objective->length_alpha == 0 &&
+           objective->reward_margin_beta == 0 && objective->f_divergence_type == DIVERGENCE_REVERSE_KL;
+}
+
+/* Before anything was learned the policy is its own reference: every log-ratio is zero, and DPO's loss is
+ * log 2 times the mean weight. Rounding may differ where a cached reference was computed in other
+ * micro-batches, whose products a library may sum in another order: docs/numerics.md has both bounds. */
 static enum status check_first_step(const struct run *run, const struct step_result *result)
 {
     const double tolerance = run->engine.precision.compute == DTYPE_FLOAT ? 1e-4 : 0.2;
@@ -127,13 +138,19 @@ static enum status check_first_step(const struct run *run, const struct step_res
     const double *sum = result->tally.sum;
     double loss = sum[TALLY_LOSS] / sum[TALLY_GROUPS],
            wanted = log(2) * sum[TALLY_WEIGHT] / sum[TALLY_GROUPS];
-    if (result->drift <= tolerance && fabs(loss - wanted) <= tolerance * wanted + 1e-12) return STATUS_OK;
-    return fail("step 0: the policy is the reference, so the loss must be log 2 times the mean weight, %.6f, "
-                "and it is "
-                "%.6f (a log-probability differs from its reference by %.1e, relative); the reference "
-                "log-probabilities in "
-                "%s belong to something else: delete the folder's reference files",
-                wanted, loss, result->drift, run->settings->output_dir);
+    bool logistic = is_plain_logistic(&run->settings->objective);
+    bool same = !logistic || fabs(loss - wanted) <= tolerance * wanted + 1e-12;
+    if (result->drift <= tolerance && same) return STATUS_OK;
+    char *of_loss = logistic ? text_format(", so the loss must be log 2 times the mean weight, %.6f, and it "
+                                           "is %.6f",
+                                           wanted, loss)
+                             : text_copy("");
+    enum status status = fail("step 0: the policy is the reference%s (a log-probability differs from its "
+                              "reference by %.1e, relative); the reference log-probabilities in %s belong to "
+                              "something else: delete the folder's reference files",
+                              of_loss, result->drift, run->settings->output_dir);
+    free(of_loss);
+    return status;
 }
 
 static bool is_due(enum when when, int64_t every, int64_t step, int64_t per_epoch)
@@ -176,6 +193,8 @@ static enum status run_step(struct run *run)
     if (run->comm->rank == 0) trainer_report_pairs(&run->trainer, run->state.step, run->report);
     run->state.step++;
     run->state.tokens += (int64_t)result.tally.sum[TALLY_TOKENS];
+    run->state.reward_steps = run->trainer.running.steps;
+    run->state.reward_mean = run->trainer.running.mean;
     tally_add(&run->window, &result.tally);
     run->window_seconds += seconds;
     run->window_steps++;
@@ -189,8 +208,9 @@ static enum status run_step(struct run *run)
 static enum status after_step(struct run *run)
 {
     const struct settings *settings = run->settings;
-    int64_t step = run->state.step, per_epoch = order_steps_per_epoch(&run->order);
+    int64_t step = run->state.step, per_epoch = order_steps_per_epoch(&run->train.order);
     bool last = step == run->total_steps;
+    if (settings->sync_ref_model && step % settings->ref_model_sync_steps == 0) TRY(run_sync_reference(run));
     if (step == 1 || last || (settings->logging_steps > 0 && step % settings->logging_steps == 0))
         log_record(run, run->window_seconds);
     if (settings->hash_steps > 0 && step % settings->hash_steps == 0)

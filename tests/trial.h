@@ -11,12 +11,10 @@
 
 struct trial {
     struct comm comm;
-    struct groups groups;
+    struct dataset dataset;
     struct engine engine;
     struct optimiser optimiser;
-    struct order order;
     struct trainer trainer;
-    double *reference;
 };
 
 static inline void must(enum status status)
@@ -54,6 +52,26 @@ static inline void trial_make_up(struct trial *trial)
     free(piece);
 }
 
+/* The reference's log-probabilities of everything, with the model that is loaded. */
+static inline void trial_score(struct trial *trial, int64_t micro)
+{
+    struct dataset *dataset = &trial->dataset;
+    const struct objective *objective = &trial->engine.settings->objective;
+    int64_t completions = dataset->groups.completion_count, steps = order_steps_per_epoch(&dataset->order);
+    struct completion_sums *sums = allocate(completions, sizeof *sums);
+    must(engine_score(&trial->engine, &dataset->order, 0, steps, micro, NULL, "reference", sums));
+    for (int64_t i = 0; i < completions; i++)
+        dataset->data[i].reference = objective_logp(objective, &sums[i]);
+    if (dataset->mismatched.group_count) {
+        must(engine_score(&trial->engine, &dataset->mismatched_order, 0, steps, micro, NULL, "reference",
+                          sums));
+        dataset->mismatched_reference = allocate(completions, sizeof(double));
+        for (int64_t i = 0; i < completions; i++)
+            dataset->mismatched_reference[i] = objective_logp(objective, &sums[i]);
+    }
+    free(sums);
+}
+
 /* Steps of `batch` groups of the file in micro-batches of `micro`. reference_model: folder; the reference's
  * log-probabilities of all groups are computed with it, and settings->model_name_or_path is loaded then.
  * NULL: made-up weights, and a reference of 0. */
@@ -62,39 +80,29 @@ static inline void trial_open(struct trial *trial, const struct settings *settin
 {
     struct engine *e = &trial->engine;
     must(comm_open(&trial->comm));
-    must(groups_open(&trial->groups, data));
-    if (batch <= 0) batch = trial->groups.group_count;
-    struct batch_limits limits = batch_measure(&trial->groups, micro);
-    trainer_limits(&limits, &trial->groups, batch);
+    must(dataset_open(&trial->dataset, data, settings, &trial->comm));
+    if (batch <= 0) batch = trial->dataset.groups.group_count;
+    struct batch_limits limits = dataset_measure(&trial->dataset, settings, micro);
+    trainer_limits(&limits, &trial->dataset.groups, batch);
     must(engine_open(e, &trial->comm, settings,
                      settings->gradient_checkpointing ? MODEL_RECOMPUTE : MODEL_TRAIN, limits));
     optimiser_open(&trial->optimiser, &e->arena, &trial->comm, e->exchange, &e->model,
                    (struct optimiser_options){.zero_stage = 1, .moment_type = settings->moment_dtype});
     must(engine_place(e));
     optimiser_prepare(&trial->optimiser);
-    order_open(&trial->order, &trial->groups, batch, 42, false);
+    dataset_plan(&trial->dataset, batch, 42, false);
 
-    int64_t completions = trial->groups.completion_count;
-    trial->reference = allocate(completions, sizeof *trial->reference);
     if (reference_model) {
-        struct completion_sums *sums = allocate(completions, sizeof *sums);
         trial_load(trial, reference_model);
-        must(engine_score(e, &trial->order, 0, order_steps_per_epoch(&trial->order), micro, NULL, "reference",
-                          sums));
-        for (int64_t i = 0; i < completions; i++)
-            trial->reference[i] = sums[i].logp;
-        free(sums);
+        trial_score(trial, micro);
         trial_load(trial, settings->model_name_or_path);
     } else {
         trial_make_up(trial);
     }
 
-    bool used = objective_uses_reference(settings->objective.loss_type);
     trial->trainer = (struct trainer){.engine = e,
                                       .optimiser = &trial->optimiser,
-                                      .groups = &trial->groups,
-                                      .order = &trial->order,
-                                      .reference = used ? trial->reference : NULL,
+                                      .dataset = &trial->dataset,
                                       .micro = micro,
                                       .total_steps = 1};
     trainer_open(&trial->trainer, false);
@@ -103,11 +111,9 @@ static inline void trial_open(struct trial *trial, const struct settings *settin
 static inline void trial_close(struct trial *trial)
 {
     trainer_close(&trial->trainer);
-    free(trial->reference);
-    order_close(&trial->order);
     optimiser_close(&trial->optimiser);
     engine_close(&trial->engine);
-    groups_close(&trial->groups);
+    dataset_close(&trial->dataset);
     comm_close(&trial->comm);
 }
 

@@ -115,10 +115,11 @@ void cpu_head_statistics(struct device *device, float *statistics, struct tensor
 void cpu_head_gradient(struct device *device, struct tensor dlogits, struct tensor logits,
                        const float *statistics, const int64_t *target, const float *coefficient);
 void cpu_head_sums(struct device *device, struct completion_sums *sums, const float *statistics,
-                   const int64_t *first, int64_t completions);
+                   const int64_t *first, const int64_t *shared, int64_t completions);
 void cpu_objective(struct device *device, struct group_result *results, float *coefficient,
-                   const struct completion_sums *sums, const double *reference, const int64_t *first,
-                   int64_t groups, int64_t size, const struct objective *objective, double scale);
+                   const struct completion_sums *sums, const struct completion_data *data,
+                   struct objective_groups groups, const struct objective *objective,
+                   const struct batch_facts *facts);
 void cpu_sum_squares(struct device *device, double *result, struct tensor x);
 void cpu_norm(struct device *device, double *norm, const double *squares, int64_t count);
 void cpu_adamw(struct device *device, const struct adamw_piece *pieces, int64_t piece_count,

@@ -108,7 +108,7 @@ void cpu_head_gradient(struct device *device, struct tensor dlogits, struct tens
 }
 
 void cpu_head_sums(struct device *device, struct completion_sums *sums, const float *statistics,
-                   const int64_t *first, int64_t completions)
+                   const int64_t *first, const int64_t *shared, int64_t completions)
 {
     (void)device;
     for (int64_t s = 0; s < completions; s++) {
@@ -121,25 +121,30 @@ void cpu_head_sums(struct device *device, struct completion_sums *sums, const fl
             sum.entropy += (double)row[HEAD_ENTROPY];
             sum.logits += (double)row[HEAD_MEAN];
             sum.hits += (double)row[HEAD_HIT];
+            if (t < first[s] + shared[s]) sum.leading = sum.logp;
         }
         sums[s] = sum;
     }
 }
 
 void cpu_objective(struct device *device, struct group_result *results, float *coefficient,
-                   const struct completion_sums *sums, const double *reference, const int64_t *first,
-                   int64_t groups, int64_t size, const struct objective *objective, double scale)
+                   const struct completion_sums *sums, const struct completion_data *data,
+                   struct objective_groups groups, const struct objective *objective,
+                   const struct batch_facts *facts)
 {
     (void)device;
-    enum { LARGEST = 2 };
-    REQUIRE(size == objective_group_size(objective->loss_type) && size <= LARGEST,
-            "groups of %lld do not fit the objective", (long long)size);
-    for (int64_t g = 0; g < groups; g++) {
-        double group_coefficient[LARGEST] = {0};
-        results[g] = objective_group(objective, sums + g * size, reference ? reference + g * size : NULL,
-                                     group_coefficient);
-        for (int64_t s = 0; s < size; s++)
-            for (int64_t t = first[g * size + s]; t < first[g * size + s + 1]; t++)
-                coefficient[t] = (float)(scale * group_coefficient[s]);
+    for (int64_t g = 0; g < groups.count; g++) {
+        struct completion_view view[LARGEST_GROUP];
+        struct token_coefficient of[LARGEST_GROUP + 1];
+        int64_t begin = groups.segment[g] - groups.segment[0],
+                all = groups.segment[g + 1] - groups.segment[g], n = all - (groups.prompts ? 1 : 0);
+        REQUIRE(n <= LARGEST_GROUP, "a group of %lld completions is too large", (long long)n);
+        results[g] = objective_group(objective, facts, sums + begin, data + begin,
+                                     groups.prompts ? sums + begin + n : NULL, n, view, of);
+        for (int64_t i = 0; i < all; i++) {
+            int64_t start = groups.first[begin + i], behind = start + groups.shared[begin + i];
+            for (int64_t t = start; t < groups.first[begin + i + 1]; t++)
+                coefficient[t] = (float)(t < behind ? of[i].leading : of[i].trailing);
+        }
     }
 }

@@ -220,10 +220,11 @@ void cuda_head_statistics(struct device *device, float *statistics, struct tenso
 void cuda_head_gradient(struct device *device, struct tensor dlogits, struct tensor logits,
                         const float *statistics, const int64_t *target, const float *coefficient);
 void cuda_head_sums(struct device *device, struct completion_sums *sums, const float *statistics,
-                    const int64_t *first, int64_t completions);
+                    const int64_t *first, const int64_t *shared, int64_t completions);
 void cuda_objective(struct device *device, struct group_result *results, float *coefficient,
-                    const struct completion_sums *sums, const double *reference, const int64_t *first,
-                    int64_t groups, int64_t size, const struct objective *objective, double scale);
+                    const struct completion_sums *sums, const struct completion_data *data,
+                    struct objective_groups groups, const struct objective *objective,
+                    const struct batch_facts *facts);
 
 /* optimiser.cu */
 void cuda_checksum(struct device *device, uint64_t *result, struct tensor x);

@@ -59,8 +59,13 @@ expect 2 "wpo eval: --data is missing" "$wpo" eval --model x
 expect 2 "must end in .h5 or .jsonl" "$wpo" eval --model x --data y --per-completion z.csv
 expect 2 "wpo eval: beta is 0" "$wpo" eval --model x --data y --beta 0
 expect 2 "loss_type sft takes no weights" "$wpo" eval --model x --data y --loss_type sft --weighting greedy
+expect 2 "loss_type is 'sigmod', but it must be one of" "$wpo" eval --model x --data y --loss_type sigmod,sft
+expect 2 "did you mean sigmoid with weighting none?" "$wpo" eval --model x --data y --loss_type dpo
+expect 2 "label_smoothing has no effect with loss_type hinge" "$wpo" eval --model x --data y --loss_type hinge --label_smoothing 0.1
+expect 2 "leaves out the reference that --reference names" "$wpo" eval --model x --data y --reference z --reference_free
 check "! '$wpo' --help >/dev/full 2>err && grep -q 'No space left' err"
 check "'$wpo' train --help-keys | head -1 >out; grep -q '| key |' out"
+check "'$wpo' train --help >out; grep -q '^  --loss_type sigmoid|' out"
 
 # -- prepare is a program of its own
 expect 1 "run /nowhere/launcher/setup" env WPO_HOME="$folder/home" WPO_PYTHON=/nowhere/python bash -c '
@@ -82,6 +87,9 @@ expect 2 "wpo train: the run file is missing" "$wpo" train
 expect 2 "wpo train: nothing.yaml" "$wpo" train nothing.yaml
 expect 2 "--betta is no key of wpo (did you mean --beta?)" "$wpo" train run.yaml --betta 1
 expect 2 "--learning_rate is '12abc', which is not a number" "$wpo" train run.yaml --learning-rate 12abc
+expect 2 "run.yaml: loss_weights has 1 numbers, but loss_type has 2 losses" "$wpo" train run.yaml --loss_type sigmoid,sft --loss_weights 1
+expect 2 "run.yaml: gamma_beta_ratio has no effect with loss_type ipo: it is for simpo; remove it" "$wpo" train run.yaml \
+    --loss_type ipo --gamma_beta_ratio 0.5
 printf 'model_name_or_path: model\nbeta 1\n' >bad.yaml
 expect 2 "bad.yaml:" "$wpo" train bad.yaml
 expect 1 "model_name_or_path: model is no folder" "$wpo" train run.yaml
@@ -125,6 +133,12 @@ else
     check "cmp -s '$model/tokenizer.json' run/model/tokenizer.json && [ -s run/model/config.json ] && [ -s run/log.txt ]"
     check "grep -q '^step 3/3  loss ' err"
     expect 1 "holds a run already; give --resume_from_checkpoint auto" "$wpo" train run.yaml
+    { cat run.yaml; printf 'loss_type:\n- sigmoid\n- sft\nloss_weights: [1, 0.5]\n'; } >list.yaml
+    expect 0 "" mpirun -n 2 "$wpo" train list.yaml --max_steps 2 --output_dir listed --logging_steps 1
+    check "grep -q '^loss_type: \[sigmoid,sft\]$' listed/run.yaml && grep -q 'weighting is not given: none' listed/log.txt"
+    check "[ \"\$(grep '\"nll_loss\"' listed/metrics.jsonl | grep -c '\"weights/mean\": 1.0')\" = 2 ]"
+    expect 0 "" "$wpo" train listed/run.yaml --output_dir relisted
+    check "! grep -q 'not given' relisted/log.txt"
     cp run/run.yaml again.yaml
     expect 0 "" "$wpo" train again.yaml --output_dir second
     check "diff <(grep -v output_dir run/run.yaml) <(grep -v output_dir second/run.yaml) >/dev/null"

@@ -118,7 +118,12 @@ def test_runs(failures, folder, groups):
         expect(failures, "key twice", ranks, ["train", bad], ["bad.yaml", "beta"], 2)
         bad = write(folder("bad.yaml"), "learning_rat: 1e-6\n")
         expect(failures, "misspelt key", ranks, ["train", bad], ["learning_rat", "learning_rate"], 2)
-        expect(failures, "sft on pairs", ranks, train_words(folder, groups, loss_type="sft"), ["groups of 1"])
+        expect(failures, "no third completion", ranks,
+               train_words(folder, groups, optimism_alpha=0.1), ["pairs.h5", "optimism_alpha"])
+        expect(failures, "losses that do not go together", ranks, train_words(folder, groups, loss_type="sigmoid,kto"),
+               ["run.yaml", "loss_type lists kto", "trained alone"], 2)
+        bad = write(folder("bad.yaml"), "loss_type: [sigmoid, [sft]]\n")
+        expect(failures, "a list within a list", ranks, ["train", bad], ["bad.yaml:1", "loss_type"], 2)
         expect(failures, "no data file", ranks, train_words(folder, folder("no.h5")), ["no.h5"])
         expect(failures, "NaN in a run file", ranks, train_words(folder, groups, beta="nan"), ["beta"], 2)
     few = prepare(2, folder("few.h5"), longest=128)

@@ -62,8 +62,10 @@ def random_groups(vocabulary, count, seed, completions=2):
     return groups
 
 
-def write_groups(path, groups, vocabulary, kind="preference"):
-    """The groups file, format version 1: an HDF5 file behind 512 bytes that say its hash and size."""
+def write_groups(path, groups, vocabulary, kind="preference", scores=None, labels=None, form=None,
+                 max_length=None):
+    """The groups file, format version 1: an HDF5 file behind 512 bytes that say its hash and size. scores, labels: of
+    all completions, in the order of the file; form: pair, ranked or sampled; max_length: as it is, unless given."""
     def offsets(parts):
         return np.cumsum([0] + [len(part) for part in parts]).astype("<i8")
 
@@ -73,11 +75,17 @@ def write_groups(path, groups, vocabulary, kind="preference"):
                 "completion/tokens": np.concatenate(completions).astype("<i4"),
                 "completion/offset": offsets(completions), "group/first": offsets([ys for _, ys in groups]),
                 "group/row": np.arange(len(groups), dtype="<i8")}
+    if scores is not None:
+        datasets["completion/score"] = np.array(scores, dtype="<f4")
+    if labels is not None:
+        datasets["completion/label"] = np.array(labels, dtype="i1")
     longest = max(len(prompt) + len(y) for prompt, ys in groups for y in ys)
     attributes = {"format": b"wpo-groups", "version": 1, "kind": kind.encode(), "vocabulary": vocabulary,
-                  "max_length": longest, "truncation": b"keep_start", "tokenizer_sha256": b"0" * 64,
+                  "max_length": max_length or longest, "truncation": b"keep_start", "tokenizer_sha256": b"0" * 64,
                   "chat_template_sha256": b"0" * 64, "source": b"synthetic", "source_sha256": b"0" * 64,
                   "summary": json.dumps({}).encode()}
+    if form:
+        attributes["form"] = form.encode()
     with h5py.File(path, "w", userblock_size=512, libver=("v110", "v110")) as file:
         for name, values in datasets.items():
             file.create_dataset(name, data=values, chunks=values.shape, fletcher32=True)

@@ -1,53 +1,49 @@
-/* tool_gradients MODEL GROUPS REFERENCE OUT.bin [--beta B] [--weighting W] [--label_smoothing E] [--loss_type
- * L]
- *                [--weight_sides S] [--weight_clamp 0|1] [--micro M] [--recompute 0|1] [--logits_megabytes M]
+/* tool_gradients MODEL GROUPS REFERENCE OUT.bin [--key value ...]
  *
- * Writes the gradient of the mean loss over all groups as raw f32, tensors in the order of the parameter
- * table without gaps, for oracles in other languages. Prints the loss. */
+ * One step over all groups of the file as one global batch, with the keys of a run file. Writes the gradient
+ * of the loss as raw f32, tensors in the order of the parameter table without gaps, for oracles in other
+ * languages. Prints loss, norm and metrics as one JSON object. */
 #include "kernels/require.h"
+#include "launcher/runfile.h"
+#include "runtime/json.h"
 #include "tests/trial.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-static int index_of(const char *text, const char *const *names)
+/* Short names of this tool, and flags as numbers. */
+static char *plain(char *word, const char *before)
 {
-    for (int i = 0; names[i]; i++)
-        if (!strcmp(text, names[i])) return i;
-    DIE("unknown value %s", text);
+    static char batch[] = "--per_device_train_batch_size", again[] = "--gradient_checkpointing",
+                on[] = "true", off[] = "false";
+    if (!strcmp(word, "--micro")) return batch;
+    if (!strcmp(word, "--recompute")) return again;
+    if (!strcmp(before, "--recompute") || !strcmp(before, "--weight_clamp"))
+        return !strcmp(word, "1") ? on : !strcmp(word, "0") ? off : word;
+    return word;
 }
 
-static int64_t parse(int argc, char **argv, struct settings *s)
+/* The keys of the command line, through the same checks as a run's. */
+static void read_keys(struct runfile *runfile, int argc, char **argv)
 {
-    static const char *const weightings[] = {"none", "unaligned", "sampled", "greedy", NULL};
-    static const char *const sides[] = {"both", "chosen", "rejected", NULL};
-    static const char *const losses[] = {"sigmoid", "sft", NULL};
-    int64_t micro = 4;
-    for (int i = 5; i + 1 < argc; i += 2) {
-        const char *key = argv[i], *value = argv[i + 1];
-        if (!strcmp(key, "--beta"))
-            s->objective.beta = atof(value);
-        else if (!strcmp(key, "--weighting"))
-            s->objective.weighting = (enum weighting)index_of(value, weightings);
-        else if (!strcmp(key, "--label_smoothing"))
-            s->objective.label_smoothing = atof(value);
-        else if (!strcmp(key, "--loss_type"))
-            s->objective.loss_type = (enum loss_type)index_of(value, losses);
-        else if (!strcmp(key, "--weight_sides"))
-            s->objective.weight_sides = (enum weight_sides)index_of(value, sides);
-        else if (!strcmp(key, "--weight_clamp"))
-            s->objective.weight_clamp = atoi(value) != 0;
-        else if (!strcmp(key, "--micro"))
-            micro = atoi(value);
-        else if (!strcmp(key, "--recompute"))
-            s->gradient_checkpointing = atoi(value) != 0;
-        else if (!strcmp(key, "--logits_megabytes"))
-            s->logits_megabytes = atoi(value);
-        else
-            DIE("unknown option %s", key);
-    }
-    return micro;
+    enum { OWN = 7 };
+    char path[] = "/tmp/tool-gradients-XXXXXX";
+    int file = mkstemp(path);
+    static const char device[] = "device: cpu\n";
+    REQUIRE(file >= 0 && write(file, device, sizeof device - 1) > 0, "cannot write %s", path);
+    close(file);
+    char **words = allocate(argc + OWN, sizeof *words);
+    char *own[OWN] = {path, "--model_name_or_path", argv[1], "--train_file", argv[2], "--output_dir", "/tmp"};
+    memcpy(words, own, sizeof own);
+    for (int i = 5; i < argc; i++)
+        words[OWN + i - 5] = plain(argv[i], argv[i - 1]);
+    enum status status = runfile_read(runfile, OWN + argc - 5, words);
+    unlink(path);
+    free(words);
+    must(status);
 }
 
 static void write_gradients(const struct engine *e, const char *path)
@@ -67,22 +63,36 @@ static void write_gradients(const struct engine *e, const char *path)
     REQUIRE(fclose(file) == 0, "cannot write %s", path);
 }
 
+static void print_result(const struct trial *trial, const struct step_result *result)
+{
+    struct metric list[TALLY_METRICS];
+    struct json *json = json_new();
+    struct json_value root = json_root(json);
+    int64_t count = tally_metrics(&result->tally, &trial->engine.settings->objective, true, false, list);
+    for (int64_t i = 0; i < count; i++)
+        if (isfinite(list[i].value)) json_put_number(root, list[i].name, list[i].value);
+    json_put_number(root, "grad_norm", result->gradient_norm);
+    char *text = json_text(json, 0);
+    printf("%s\n", text);
+    free(text);
+    json_free(json);
+}
+
 int main(int argc, char **argv)
 {
     REQUIRE(argc >= 5, "usage: tool_gradients MODEL GROUPS REFERENCE OUT.bin [--key value ...]");
-    char device[] = "cpu";
-    struct settings s = {.objective = {.beta = 0.1, .weighting = WEIGHTING_SAMPLED, .weight_clamp = true},
-                         .model_name_or_path = argv[1],
-                         .logits_megabytes = 64,
-                         .device = device};
-    int64_t micro = parse(argc, argv, &s);
+    struct runfile runfile;
+    read_keys(&runfile, argc, argv);
+    struct settings *s = &runfile.settings;
+    s->learning_rate = 0; /* parameters stay */
+    s->zero_stage = 1;
     struct trial trial;
     struct step_result result;
-    trial_open(&trial, &s, argv[2], argv[3], 0, micro);
-    must(train_step(&trial.trainer, 0, &result)); /* the learning rate is 0: parameters stay */
+    trial_open(&trial, s, argv[2], argv[3], 0, s->per_device_train_batch_size);
+    must(train_step(&trial.trainer, 0, &result));
     write_gradients(&trial.engine, argv[4]);
-    printf("{\"loss\": %.17g, \"grad_norm\": %.17g}\n", tally_loss(&result.tally, &s.objective),
-           result.gradient_norm);
+    print_result(&trial, &result);
     trial_close(&trial);
+    runfile_free(&runfile);
     return 0;
 }

@@ -26,7 +26,7 @@ struct pass {
     int64_t rows;
 };
 
-static const double *weight_of(const struct pass *pass, int64_t layer, const char *name)
+static const double *parameter_of(const struct pass *pass, int64_t layer, const char *name)
 {
     char full[160];
     if (layer >= 0)
@@ -104,18 +104,18 @@ static void attention_branch(const struct pass *pass, double *x, int64_t layer)
     double *norm = room(rows * c->width), *q = room(rows * wide), *k = room(rows * narrow),
            *v = room(rows * narrow);
     double *o = room(rows * wide);
-    oracle_rmsnorm(norm, NULL, x, NULL, weight_of(pass, layer, "input_layernorm.weight"), rows, c->width,
+    oracle_rmsnorm(norm, NULL, x, NULL, parameter_of(pass, layer, "input_layernorm.weight"), rows, c->width,
                    c->norm_epsilon);
-    linear(pass, q, norm, c->width, wide, weight_of(pass, layer, "self_attn.q_proj.weight"),
-           weight_of(pass, layer, "self_attn.q_proj.bias"));
-    linear(pass, k, norm, c->width, narrow, weight_of(pass, layer, "self_attn.k_proj.weight"),
-           weight_of(pass, layer, "self_attn.k_proj.bias"));
-    linear(pass, v, norm, c->width, narrow, weight_of(pass, layer, "self_attn.v_proj.weight"),
-           weight_of(pass, layer, "self_attn.v_proj.bias"));
+    linear(pass, q, norm, c->width, wide, parameter_of(pass, layer, "self_attn.q_proj.weight"),
+           parameter_of(pass, layer, "self_attn.q_proj.bias"));
+    linear(pass, k, norm, c->width, narrow, parameter_of(pass, layer, "self_attn.k_proj.weight"),
+           parameter_of(pass, layer, "self_attn.k_proj.bias"));
+    linear(pass, v, norm, c->width, narrow, parameter_of(pass, layer, "self_attn.v_proj.weight"),
+           parameter_of(pass, layer, "self_attn.v_proj.bias"));
     rotate(pass, q, c->heads);
     rotate(pass, k, c->key_heads);
     attend(pass, o, q, k, v);
-    linear(pass, norm, o, wide, c->width, weight_of(pass, layer, "self_attn.o_proj.weight"), NULL);
+    linear(pass, norm, o, wide, c->width, parameter_of(pass, layer, "self_attn.o_proj.weight"), NULL);
     for (int64_t i = 0; i < rows * c->width; i++)
         x[i] += norm[i];
     free(norm);
@@ -130,13 +130,13 @@ static void mlp_branch(const struct pass *pass, double *x, int64_t layer)
     const struct config *c = pass->config;
     int64_t rows = pass->rows;
     double *norm = room(rows * c->width), *gate = room(rows * c->hidden), *up = room(rows * c->hidden);
-    oracle_rmsnorm(norm, NULL, x, NULL, weight_of(pass, layer, "post_attention_layernorm.weight"), rows,
+    oracle_rmsnorm(norm, NULL, x, NULL, parameter_of(pass, layer, "post_attention_layernorm.weight"), rows,
                    c->width, c->norm_epsilon);
-    linear(pass, gate, norm, c->width, c->hidden, weight_of(pass, layer, "mlp.gate_proj.weight"), NULL);
-    linear(pass, up, norm, c->width, c->hidden, weight_of(pass, layer, "mlp.up_proj.weight"), NULL);
+    linear(pass, gate, norm, c->width, c->hidden, parameter_of(pass, layer, "mlp.gate_proj.weight"), NULL);
+    linear(pass, up, norm, c->width, c->hidden, parameter_of(pass, layer, "mlp.up_proj.weight"), NULL);
     for (int64_t i = 0; i < rows * c->hidden; i++)
         gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i];
-    linear(pass, norm, gate, c->hidden, c->width, weight_of(pass, layer, "mlp.down_proj.weight"), NULL);
+    linear(pass, norm, gate, c->hidden, c->width, parameter_of(pass, layer, "mlp.down_proj.weight"), NULL);
     for (int64_t i = 0; i < rows * c->width; i++)
         x[i] += norm[i];
     free(norm);
@@ -170,7 +170,7 @@ struct completion_sums oracle_model_sums(const double *flat, const struct params
     struct pass pass = {flat, params, config, prompt_count + count - 1};
     int64_t width = config->width, vocabulary = config->vocabulary, target[256];
     REQUIRE(pass.rows <= 512 && count <= 256, "too long for this oracle");
-    const double *embedding = weight_of(&pass, -1, "model.embed_tokens.weight");
+    const double *embedding = parameter_of(&pass, -1, "model.embed_tokens.weight");
     double *x = room(pass.rows * width), *norm = room(pass.rows * width),
            *logits = room(pass.rows * vocabulary);
     for (int64_t n = 0; n < pass.rows; n++) {
@@ -181,10 +181,10 @@ struct completion_sums oracle_model_sums(const double *flat, const struct params
         attention_branch(&pass, x, layer);
         mlp_branch(&pass, x, layer);
     }
-    oracle_rmsnorm(norm, NULL, x, NULL, weight_of(&pass, -1, "model.norm.weight"), pass.rows, width,
+    oracle_rmsnorm(norm, NULL, x, NULL, parameter_of(&pass, -1, "model.norm.weight"), pass.rows, width,
                    config->norm_epsilon);
     linear(&pass, logits, norm, width, vocabulary,
-           config->tied ? embedding : weight_of(&pass, -1, "lm_head.weight"), NULL);
+           config->tied ? embedding : parameter_of(&pass, -1, "lm_head.weight"), NULL);
     for (int64_t t = 0; t < count; t++)
         target[t] = completion[t];
     struct completion_sums sums = add_up(logits + (prompt_count - 1) * vocabulary, target, count, vocabulary);

@@ -114,10 +114,9 @@ void rig_reference(double reference[COMPLETIONS])
 
 /* -- running the model ------------------------------------------------------------------------ */
 
-void rig_open(struct rig *rig, struct lab *lab, const struct config *config, enum model_mode mode,
-              const struct groups *groups, const double *flat, size_t logits_bytes)
+static void open_rig(struct rig *rig, struct lab *lab, const struct config *config, enum model_mode mode,
+                     struct batch_limits limits, const double *flat, size_t logits_bytes)
 {
-    struct batch_limits limits = batch_measure(groups, groups->group_count);
     memset(rig, 0, sizeof *rig);
     rig->lab = lab;
     rig->config = *config;
@@ -137,6 +136,18 @@ void rig_open(struct rig *rig, struct lab *lab, const struct config *config, enu
     free(values);
 }
 
+void rig_open(struct rig *rig, struct lab *lab, const struct config *config, enum model_mode mode,
+              const struct groups *groups, const double *flat, size_t logits_bytes)
+{
+    open_rig(rig, lab, config, mode, batch_measure(groups, groups->group_count, false), flat, logits_bytes);
+}
+
+void rig_open_prompts(struct rig *rig, struct lab *lab, const struct config *config, enum model_mode mode,
+                      const struct groups *groups, const double *flat, size_t logits_bytes)
+{
+    open_rig(rig, lab, config, mode, batch_measure(groups, groups->group_count, true), flat, logits_bytes);
+}
+
 void rig_close(struct rig *rig)
 {
     model_close(&rig->model);
@@ -152,18 +163,38 @@ static void hear(void *context, int64_t bucket)
     outcome->bucket_count++;
 }
 
+static struct batch_facts facts_of(double scale)
+{
+    return (struct batch_facts){.group_scale = scale, .token_scale = scale, .class_weight = {1, 1}};
+}
+
+struct group_result rig_objective(const struct objective *objective, const struct completion_sums *sums,
+                                  const double *reference, double scale, bool prompt)
+{
+    struct batch_facts facts = facts_of(scale);
+    struct completion_data data[PAIR] = {{.reference = reference ? reference[0] : 0},
+                                         {.reference = reference ? reference[1] : 0}};
+    struct completion_view view[PAIR];
+    struct token_coefficient unused[PAIR + 1];
+    return objective_group(objective, &facts, sums, data, prompt ? sums + PAIR : NULL, PAIR, view, unused);
+}
+
 struct rig_outcome rig_train(struct rig *rig, const struct groups *groups, const int64_t *members,
                              int64_t count, const struct objective *objective, const double *reference,
                              double scale)
 {
     struct rig_outcome outcome = {0};
+    struct batch_facts facts = facts_of(scale);
+    struct completion_data data[SEGMENTS] = {{0}};
     const struct ops *ops = rig->lab->ops;
     size_t bytes = (size_t)rig->params.total * sizeof(float);
     ops->zero(rig->lab->device, rig->model.gradients, bytes);
     batch_pack(&rig->batch, groups, members, count);
     struct tensor stream = model_forward(&rig->model, &rig->batch);
     head_begin(&rig->head);
-    head_train(&rig->head, &rig->batch, stream, objective, reference, scale);
+    for (int64_t s = 0, at = 0; s < rig->batch.completions && reference; s++)
+        if (rig->batch.completion[s] >= 0) data[s].reference = reference[at++];
+    head_train(&rig->head, &rig->batch, stream, objective, &facts, data);
     model_backward(&rig->model, &rig->batch, (struct bucket_listener){hear, &outcome});
     head_take(&rig->head, outcome.sums, outcome.results);
     outcome.gradients = (float *)(void *)lab_doubles(rig->lab, rig->params.total);
@@ -234,6 +265,28 @@ void rig_truth(struct completion_sums *sums, const double *flat, const struct pa
         sums[s] = oracle_model_sums(flat, params, config, text->prompt + prompt,
                                     text->prompt_offset[s / PAIR + 1] - prompt, text->completion + completion,
                                     text->completion_offset[s + 1] - completion);
+    }
+}
+
+void rig_truth_prompts(struct completion_sums sums[SEGMENTS], const double *flat, const struct params *params,
+                       const struct config *config, const struct rig_text *text)
+{
+    struct completion_sums completions[COMPLETIONS];
+    rig_truth(completions, flat, params, config, text);
+    for (int64_t g = 0; g < GROUPS; g++) {
+        const int32_t *prompt = text->prompt + text->prompt_offset[g];
+        int64_t length = text->prompt_offset[g + 1] - text->prompt_offset[g];
+        struct completion_sums *of = sums + g * (PAIR + 1), *pair = completions + g * PAIR;
+        int64_t shorter = pair[0].count < pair[1].count ? pair[0].count : pair[1].count;
+        for (int64_t i = 0; i < PAIR; i++) {
+            const int32_t *completion = text->completion + text->completion_offset[g * PAIR + i];
+            of[i] = pair[i];
+            of[i].leading = pair[i].logp;
+            if (shorter == pair[i].count) continue;
+            of[i].leading = oracle_model_sums(flat, params, config, prompt, length, completion, shorter).logp;
+        }
+        of[PAIR] = (struct completion_sums){0};
+        if (length > 1) of[PAIR] = oracle_model_sums(flat, params, config, prompt, 1, prompt + 1, length - 1);
     }
 }
 

@@ -7,6 +7,7 @@
 #include "tests/unit/oracle_model.h"
 
 enum { KINDS = 4, GROUPS = 5, PAIR = 2, COMPLETIONS = GROUPS * PAIR, VOCABULARY = 37 };
+enum { SEGMENTS = COMPLETIONS + GROUPS }; /* where prompts are scored: each behind its pair */
 
 /* Llama with long-context scaling and heads wider than C / H; Mistral with a window; Qwen2 with biases and a
  * tied head; Llama with linear scaling, tied. */
@@ -44,16 +45,25 @@ struct rig {
 /* For batches of all these groups. */
 void rig_open(struct rig *rig, struct lab *lab, const struct config *config, enum model_mode mode,
               const struct groups *groups, const double *flat, size_t logits_bytes);
+/* The same, with prompts scored. */
+void rig_open_prompts(struct rig *rig, struct lab *lab, const struct config *config, enum model_mode mode,
+                      const struct groups *groups, const double *flat, size_t logits_bytes);
 void rig_close(struct rig *rig);
 
 struct rig_outcome {
-    struct completion_sums sums[COMPLETIONS];
+    struct completion_sums sums[SEGMENTS];
     struct group_result results[COMPLETIONS];
     float *gradients;                 /* [total]; freed by lab_release */
     int64_t bucket[16], bucket_count; /* announced as ready, in order */
 };
 
-/* Forward and backward from gradients of zero; scale multiplies every loss. */
+/* objective_group() of a pair, its prompt's sums behind those of its completions if they are scored.
+ * reference [PAIR], or NULL. scale: of groups and of tokens. */
+struct group_result rig_objective(const struct objective *objective, const struct completion_sums *sums,
+                                  const double *reference, double scale, bool prompt);
+
+/* Forward and backward from gradients of zero; scale multiplies every loss. reference: of the members'
+ * completions in order, or NULL. */
 struct rig_outcome rig_train(struct rig *rig, const struct groups *groups, const int64_t *members,
                              int64_t count, const struct objective *objective, const double *reference,
                              double scale);
@@ -63,6 +73,10 @@ void rig_score(struct rig *rig, const struct groups *groups, const int64_t *memb
 /* Of all completions of the text, by the oracle. */
 void rig_truth(struct completion_sums *sums, const double *flat, const struct params *params,
                const struct config *config, const struct rig_text *text);
+
+/* The same as it stands in a batch where prompts are scored, with the leading tokens of each pair. */
+void rig_truth_prompts(struct completion_sums sums[SEGMENTS], const double *flat, const struct params *params,
+                       const struct config *config, const struct rig_text *text);
 
 /* Largest difference as a multiple of the bound (oracle_rig.c says where it comes from). got[s] is compared
  * with want[index[s]], index NULL: with want[s]. */

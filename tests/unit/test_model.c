@@ -14,18 +14,24 @@ struct model_loss {
     const struct rig_text *text;
     const struct objective *objective; /* without weighting */
     double weight[GROUPS], scale;
+    bool prompts; /* scored, and leading tokens told apart */
 };
 
 /* The batch's loss at fixed weights: no gradient flows through them. */
 static double model_loss(void *context)
 {
     struct model_loss *l = context;
-    struct completion_sums sums[COMPLETIONS];
-    double loss = 0, unused[PAIR];
-    rig_truth(sums, l->flat, l->params, l->config, l->text);
-    for (int64_t g = 0; g < GROUPS; g++)
-        loss += l->scale * l->weight[g] *
-                objective_group(l->objective, sums + g * PAIR, l->reference + g * PAIR, unused).loss;
+    struct completion_sums sums[SEGMENTS];
+    double loss = 0;
+    if (l->prompts)
+        rig_truth_prompts(sums, l->flat, l->params, l->config, l->text);
+    else
+        rig_truth(sums, l->flat, l->params, l->config, l->text);
+    for (int64_t g = 0; g < GROUPS; g++) {
+        struct group_result r = rig_objective(l->objective, sums + g * (PAIR + l->prompts),
+                                              l->reference + g * PAIR, l->scale, l->prompts);
+        loss += l->scale * (l->weight[g] * r.loss + r.likelihood);
+    }
     return loss;
 }
 
@@ -92,11 +98,10 @@ static void against_oracle(struct study *s)
     struct objective plain = s->objective;
     plain.weighting = WEIGHTING_NONE;
     struct model_loss loss = {s->flat, s->reference, &s->rig.params, &s->config, &s->text,
-                              &plain,  {0},          loss_scale};
-    for (int g = 0; g < GROUPS; g++) {
-        double unused[PAIR];
-        struct group_result r = objective_group(&s->objective, s->truth + (int64_t)g * PAIR,
-                                                s->reference + (int64_t)g * PAIR, unused);
+                              &plain,  {0},          loss_scale,     false};
+    for (int64_t g = 0; g < GROUPS; g++) {
+        struct group_result r =
+            rig_objective(&s->objective, s->truth + g * PAIR, s->reference + g * PAIR, loss_scale, false);
         loss.weight[g] = r.weight;
         CHECK_NEAR(s->whole.results[g].weight, r.weight, 4 * rig_token_bound(s->lab) * r.weight);
         /* The margin of two completions of up to 24 tokens is off by both their errors. */
@@ -105,6 +110,34 @@ static void against_oracle(struct study *s)
     }
     compare_gradients(&s->rig, s->flat, &loss, s->whole.gradients);
     gaps_are_zero(&s->rig, s->whole.gradients);
+}
+
+/* Prompts that are learnt as well, and tokens behind the shorter completion that count half. */
+static void with_prompts(struct study *s)
+{
+    struct objective objective = objective_of(LOSS_SIGMOID, WEIGHTING_NONE);
+    struct completion_sums truth[SEGMENTS];
+    struct rig rig;
+    objective.beta = 0.3;
+    objective.ld_alpha = 0.5;
+    objective.rpo_alpha = 0.2;
+    objective.nll_on_prompt = true;
+    rig_open_prompts(&rig, s->lab, &s->config, MODEL_TRAIN, &s->text.groups, s->flat, 1 << 20);
+    struct rig_outcome outcome =
+        rig_train(&rig, &s->text.groups, everyone, GROUPS, &objective, s->reference, loss_scale);
+    rig_truth_prompts(truth, s->flat, &rig.params, &s->config, &s->text);
+    CHECK(rig_sums_worst(s->lab, outcome.sums, truth, NULL, SEGMENTS) <= 1);
+    for (int i = 0; i < SEGMENTS; i++) /* of a prompt everything leads */
+        CHECK_NEAR(outcome.sums[i].leading, i % 3 == 2 ? outcome.sums[i].logp : truth[i].leading,
+                   rig_token_bound(s->lab) * (fabs(truth[i].logp) + (double)truth[i].count));
+    struct model_loss loss = {s->flat,    s->reference,    &rig.params, &s->config, &s->text,
+                              &objective, {1, 1, 1, 1, 1}, loss_scale,  true};
+    compare_gradients(&rig, s->flat, &loss, outcome.gradients);
+    objective.ld_alpha = 1; /* negative control: the same without the parts */
+    struct rig_outcome whole =
+        rig_train(&rig, &s->text.groups, everyone, GROUPS, &objective, s->reference, loss_scale);
+    CHECK(rig_gradients_worst(&rig, whole.gradients, outcome.gradients) > 1);
+    rig_close(&rig);
 }
 
 /* Negative controls: other models whose sums must not be taken for these. In bf16 only the coarsest of them
@@ -147,7 +180,9 @@ static void study_kind(struct lab *lab, int kind)
     memset(s, 0, sizeof *s);
     s->lab = lab;
     s->config = rig_config(lab, kind);
-    s->objective = (struct objective){LOSS_SIGMOID, WEIGHTING_SAMPLED, WEIGHT_BOTH, true, 0.3, 0.1};
+    s->objective = objective_of(LOSS_SIGMOID, WEIGHTING_SAMPLED);
+    s->objective.beta = 0.3;
+    s->objective.label_smoothing = 0.1;
     rig_text(&s->text);
     frequencies(lab, &s->config);
     struct params params;
@@ -166,6 +201,7 @@ static void study_kind(struct lab *lab, int kind)
         printf("model %d (%s)\n", kind, family_name(s->config.family));
         against_oracle(s);
         against_wrong_models(s);
+        if (kind == 1) with_prompts(s);
     }
     rig_close(&s->rig);
     lab_release(lab);

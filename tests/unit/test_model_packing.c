@@ -61,7 +61,7 @@ static void against_other_packings(struct study *s)
  * same. */
 static void shared_gradients(struct study *s)
 {
-    struct objective sft = {.loss_type = LOSS_SFT};
+    struct objective sft = objective_of(LOSS_SFT, WEIGHTING_NONE);
     struct rig rig;
     rig_open(&rig, s->lab, &s->config, MODEL_TRAIN, &s->separate.groups, s->flat, 1 << 20);
     struct rig_outcome apart = rig_train(&rig, &s->separate.groups, everyone, COMPLETIONS, &sft, NULL, 0.25);
@@ -69,7 +69,8 @@ static void shared_gradients(struct study *s)
     double at[COMPLETIONS];
     for (int c = 0; c < COMPLETIONS; c++)
         at[c] = s->whole.sums[c].logp;
-    struct objective pair = {.loss_type = LOSS_SIGMOID, .beta = 0.5};
+    struct objective pair = objective_of(LOSS_SIGMOID, WEIGHTING_NONE);
+    pair.beta = 0.5;
     struct rig_outcome shared = rig_train(&s->rig, &s->text.groups, everyone, GROUPS, &pair, at, 1);
     static const int64_t halves[2][GROUPS] = {{0, 2, 4, 6, 8}, {1, 3, 5, 7, 9}};
     float *difference = (float *)(void *)lab_doubles(s->lab, rig.params.total);
@@ -103,7 +104,7 @@ static void against_other_modes(struct study *s)
     struct rig_outcome again =
         rig_train(&rig, &s->text.groups, everyone, GROUPS, &s->objective, s->reference, loss_scale);
     CHECK(memcmp(again.gradients, s->whole.gradients, bytes) == 0); /* the same bits */
-    CHECK(memcmp(again.sums, s->whole.sums, sizeof again.sums) == 0);
+    CHECK(memcmp(again.sums, s->whole.sums, COMPLETIONS * sizeof *again.sums) == 0);
     again = rig_train(&rig, &s->text.groups, everyone, GROUPS, &s->objective, s->reference, loss_scale);
     CHECK(memcmp(again.gradients, s->whole.gradients, bytes) == 0); /* twice */
     rig_close(&rig);
@@ -133,7 +134,9 @@ static void study_kind(struct lab *lab, int kind)
     memset(s, 0, sizeof *s);
     s->lab = lab;
     s->config = rig_config(lab, kind);
-    s->objective = (struct objective){LOSS_SIGMOID, WEIGHTING_SAMPLED, WEIGHT_BOTH, true, 0.3, 0.1};
+    s->objective = objective_of(LOSS_SIGMOID, WEIGHTING_SAMPLED);
+    s->objective.beta = 0.3;
+    s->objective.label_smoothing = 0.1;
     rig_text(&s->text);
     rig_text_separate(&s->separate, &s->text);
     struct params params;

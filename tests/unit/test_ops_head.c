@@ -1,5 +1,5 @@
-/* The head: statistics of a token from its logits, their gradient in place and apart, sums of completions,
- * objective. */
+/* The head: statistics of a token from its logits, their gradient in place and apart. What follows from them:
+ * test_ops_objective.c. */
 #include "tests/unit/oracle_lab.h"
 #include "tests/unit/oracle_ops.h"
 
@@ -208,133 +208,6 @@ static void try_head(struct lab *lab, int64_t tokens, int64_t vocabulary, int64_
                                                   .in_place = in_place});
 }
 
-/* -- sums and objective ----------------------------------------------------------------------- */
-
-enum { COMPLETIONS = 26 };
-
-/* Of completions, in turns. The long ones are longer than what a block holds at a time, and as long. */
-static const int64_t short_lengths[5] = {1, 7, 13, 65, 2}, long_lengths[5] = {1024, 1, 1025, 2500, 2049};
-
-/* Numbers as they come out of a head. */
-static int64_t draw_statistics(double *statistics, int64_t *first, const int64_t lengths[5])
-{
-    unsigned long long state = 5;
-    int64_t at = 0;
-    for (int64_t s = 0; s < COMPLETIONS; s++) {
-        first[s] = at;
-        for (int64_t i = 0; i < lengths[s % 5]; i++, at++) {
-            double *row = statistics + at * HEAD_STATISTICS;
-            for (int c = 0; c < HEAD_STATISTICS; c++)
-                row[c] = lab_round(3 * check_uniform(&state));
-            row[HEAD_LOG_SUM] = fabs(row[HEAD_LOG_SUM]);
-            row[HEAD_LOGP] = lab_round(-row[HEAD_LOG_SUM] - fabs(row[HEAD_LOGP]));
-            row[HEAD_HIT] = row[HEAD_HIT] > 1 ? 1 : 0;
-        }
-    }
-    first[COMPLETIONS] = at;
-    return at;
-}
-
-static const struct {
-    enum head_statistic column;
-    double sign;
-} sum_columns[] = {{HEAD_LOGP, 1},    {HEAD_LOG_SQUARE, 1}, {HEAD_LOG_SUM, -1},
-                   {HEAD_ENTROPY, 1}, {HEAD_MEAN, 1},       {HEAD_HIT, 1}};
-
-static void sums_as_doubles(double *values, const struct completion_sums *sums)
-{
-    for (int64_t s = 0; s < COMPLETIONS; s++) {
-        double six[] = {sums[s].logp,    sums[s].square, sums[s].maximum,
-                        sums[s].entropy, sums[s].logits, sums[s].hits};
-        memcpy(values + 6 * s, six, sizeof six);
-    }
-}
-
-/* The sums are double: n terms in any order are within n 2^-53 sum |.|. */
-static void try_sums(struct lab *lab, struct completion_sums sums[COMPLETIONS + 1],
-                     int64_t first[COMPLETIONS + 1], const int64_t lengths[5])
-{
-    double *statistics = lab_doubles(lab, COMPLETIONS * 2500 * HEAD_STATISTICS);
-    int64_t tokens = draw_statistics(statistics, first, lengths);
-    struct lab_matrix ms = lab_floats(lab, tokens, HEAD_STATISTICS, 0);
-    lab_put(&ms, statistics);
-    int64_t *first_on_device = lab_array(lab, first, (COMPLETIONS + 1) * sizeof *first);
-    memset(sums, 0xff, (COMPLETIONS + 1) * sizeof *sums); /* NaN; one more as a canary */
-    struct completion_sums *on_device = lab_array(lab, sums, (COMPLETIONS + 1) * sizeof *sums);
-    lab->ops->head_sums(lab->device, on_device, ms.view.data, first_on_device, COMPLETIONS);
-    lab->ops->download(lab->device, sums, on_device, (COMPLETIONS + 1) * sizeof *sums);
-    CHECK(lab_unchanged(&ms) && sums[COMPLETIONS].count == -1);
-    double got[6 * COMPLETIONS], want[6 * COMPLETIONS] = {0}, bound[6 * COMPLETIONS] = {0};
-    for (int64_t s = 0; s < COMPLETIONS; s++) {
-        CHECK(sums[s].count == first[s + 1] - first[s]);
-        for (int64_t t = first[s]; t < first[s + 1]; t++)
-            for (int c = 0; c < 6; c++) {
-                double term = sum_columns[c].sign * statistics[t * HEAD_STATISTICS + sum_columns[c].column];
-                want[6 * s + c] += term;
-                bound[6 * s + c] += (double)(first[s + 1] - first[s]) * 0x1p-53 * fabs(term);
-            }
-    }
-    sums_as_doubles(got, sums);
-    lab_note(lab, "sums", got, sizeof got);
-    LAB_CLOSE(got, want, bound, 6 * COMPLETIONS);
-    want[6 * 3] +=
-        statistics[first[4] * HEAD_STATISTICS + HEAD_LOGP]; /* negative control: one token too many */
-    LAB_DIFFERS(got, want, bound, 6 * COMPLETIONS);
-    lab_release(lab);
-}
-
-/* The same scalar code, in the backend and here: a few double roundings apart; the coefficient is then
- * rounded to f32. */
-static void try_objective(struct lab *lab, const struct completion_sums *sums, const int64_t *first,
-                          struct objective objective)
-{
-    enum { MOST = COMPLETIONS };
-    int64_t size = objective_group_size(objective.loss_type), groups = COMPLETIONS / size,
-            tokens = first[COMPLETIONS];
-    double reference[MOST], scale = 1.0 / 7, *coefficient = lab_doubles(lab, tokens);
-    double *want_coefficient = lab_doubles(lab, tokens), *bound_coefficient = lab_doubles(lab, tokens);
-    unsigned long long state = 6;
-    for (int64_t s = 0; s < COMPLETIONS; s++)
-        reference[s] = sums[s].logp + 30 * check_uniform(&state);
-    struct group_result results[MOST + 1];
-    memset(results, 0, sizeof results);
-    for (int64_t g = 0; g <= groups; g++)
-        results[g].loss = results[g].weight = results[g].log_weight = NAN;
-    struct lab_matrix mc = lab_floats(lab, 1, tokens, 0);
-    lab_fill(&mc, NAN);
-    struct group_result *results_on_device = lab_array(lab, results, sizeof results);
-    lab->ops->objective(
-        lab->device, results_on_device, mc.view.data, lab_array(lab, sums, COMPLETIONS * sizeof *sums),
-        objective_uses_reference(objective.loss_type) ? lab_array(lab, reference, sizeof reference) : NULL,
-        lab_array(lab, first, (COMPLETIONS + 1) * sizeof *first), groups, size, &objective, scale);
-    LAB_GET(mc, coefficient);
-    lab->ops->download(lab->device, results, results_on_device, sizeof results);
-    CHECK(isnan(results[groups].loss));
-    double got[3 * MOST], want[3 * MOST], bound[3 * MOST];
-    for (int64_t g = 0; g < groups; g++) {
-        double c[2] = {0, 0};
-        struct group_result r = objective_group(&objective, sums + g * size, reference + g * size, c);
-        double three[] = {r.loss, r.weight, r.log_weight};
-        CHECK(results[g].clamped == r.clamped);
-        memcpy(got + 3 * g, (double[]){results[g].loss, results[g].weight, results[g].log_weight},
-               sizeof three);
-        memcpy(want + 3 * g, three, sizeof three);
-        for (int i = 0; i < 3; i++)
-            bound[3 * g + i] = 1e-13 * fabs(three[i]);
-        for (int64_t t = first[g * size]; t < first[(g + 1) * size]; t++) {
-            want_coefficient[t] = scale * c[size == 2 && t >= first[g * size + 1]];
-            bound_coefficient[t] = 1.01 * LAB_UNIT * fabs(want_coefficient[t]);
-        }
-    }
-    lab_note(lab, "objective", got, (size_t)(3 * groups) * sizeof *got);
-    LAB_CLOSE(got, want, bound, 3 * groups);
-    LAB_CLOSE(coefficient, want_coefficient, bound_coefficient, tokens);
-    for (int64_t t = 0; t < tokens; t++) /* negative control: the scale forgotten */
-        want_coefficient[t] /= scale;
-    LAB_DIFFERS(coefficient, want_coefficient, bound_coefficient, tokens);
-    lab_release(lab);
-}
-
 /* No tokens: nothing happens. */
 static void try_nothing(struct lab *lab)
 {
@@ -348,7 +221,7 @@ static void try_nothing(struct lab *lab)
     lab_release(lab);
 }
 
-static void heads(struct lab *lab)
+static void all(struct lab *lab)
 {
     static const int64_t vocabularies[] = {7, 65, 1000}, rows[] = {1, 7, 13, 65};
     for (int v = 0; v < 3; v++)
@@ -365,21 +238,6 @@ static void heads(struct lab *lab)
     try_head(lab, 3, 151936, 8, LOOKS_MASKED, 0);
     try_head(lab, 1, 151936, 0, LOOKS_EQUAL, 1);
     try_nothing(lab);
-}
-
-static void all(struct lab *lab)
-{
-    struct completion_sums sums[COMPLETIONS + 1];
-    int64_t first[COMPLETIONS + 1];
-    heads(lab);
-    try_sums(lab, sums, first, long_lengths);
-    try_sums(lab, sums, first, short_lengths);
-    for (enum weighting weighting = WEIGHTING_NONE; weighting < WEIGHTING_COUNT; weighting++)
-        for (int bits = 0; bits < 6; bits++)
-            try_objective(lab, sums, first,
-                          (struct objective){LOSS_SIGMOID, weighting, (enum weight_sides)(bits % 3),
-                                             bits >= 3, 0.1, bits % 2 ? 0.1 : 0});
-    try_objective(lab, sums, first, (struct objective){.loss_type = LOSS_SFT});
 }
 
 int main(void)

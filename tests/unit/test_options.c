@@ -2,6 +2,8 @@
 #include "launcher/options.h"
 #include "tests/check.h"
 
+#include <math.h>
+
 enum color { RED, GREEN, BLUE };
 
 struct chosen {
@@ -11,6 +13,8 @@ struct chosen {
     double rate;
     bool quiet, clamp;
     enum color color;
+    char *list;
+    double open;
 };
 
 static const struct option table[] = {
@@ -25,6 +29,11 @@ static const struct option table[] = {
     {"clamp", OPTION_FLAG, offsetof(struct chosen, clamp), "true", 0, 0, NULL, NULL, "clamp", false, false},
     {"color", OPTION_CHOICE, offsetof(struct chosen, color), "green", 0, 0, "red|green|blue", NULL, "color",
      false, false},
+    {"list", OPTION_LIST, offsetof(struct chosen, list), NULL, 0, 0, NULL,
+     "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|thirteenth", "list",
+     false, false},
+    {"open", OPTION_NUMBER, offsetof(struct chosen, open), "by color", 1, INFINITY, NULL, NULL, "open", false,
+     false},
 };
 
 static enum status parse(struct chosen *chosen, const char *line)
@@ -46,6 +55,8 @@ static void test_defaults(void)
     CHECK(!strcmp(chosen.file, "in.h5") && !strcmp(chosen.name, "x"));
     CHECK(chosen.count == -3 && chosen.seed == 42 && chosen.rate == 1e-6);
     CHECK(!chosen.quiet && chosen.clamp && chosen.color == GREEN);
+    CHECK(!chosen.list &&
+          chosen.open == 0); /* which another option decides, so that its range does not count */
     options_free(table, OPTION_COUNT(table), &chosen);
     CHECK(!chosen.file && !chosen.name);
 }
@@ -57,6 +68,12 @@ static void test_values(void)
           STATUS_OK);
     CHECK(chosen.count == -5 && chosen.rate == 5e-7 && chosen.quiet && !chosen.clamp && chosen.color == BLUE);
     CHECK(!strcmp(chosen.name, "a=b") && !strcmp(chosen.file, "in"));
+    options_free(table, OPTION_COUNT(table), &chosen);
+    CHECK(parse(&chosen, "in --list first,second --open 1e9") == STATUS_OK);
+    CHECK(!strcmp(chosen.list, "first,second") && chosen.open == 1e9);
+    char *list = option_text(&table[8], &chosen);
+    CHECK(!strcmp(list, "first,second"));
+    free(list);
     options_free(table, OPTION_COUNT(table), &chosen);
     CHECK(parse(&chosen, "--quiet false --clamp=off --seed 9223372036854775807 -- --in") == STATUS_OK);
     CHECK(!chosen.quiet && !chosen.clamp && chosen.seed == INT64_MAX && !strcmp(chosen.file, "--in"));
@@ -88,6 +105,8 @@ static void test_errors(void)
         {"a --learning_rate .", "not a number"},
         {"a --learning_rate=", "not a number"},
         {"a --quiet=maybe", "must be true or false"},
+        {"a --open 0.5", "--open is 0.5, but it must be at least 1"},
+        {"a --list=", "--list is empty"},
         {"a --color blu", "(did you mean blue?)"},
         {"a --color red|green", "must be one of red|green|blue"},
         {"a --name=", "--name is empty"},
@@ -151,6 +170,11 @@ static void test_help(void)
     CHECK_TEXT(text, "--learning_rate X");
     CHECK_TEXT(text, "[1e-6]");
     CHECK_TEXT(text, "--clamp true|false");
+    CHECK_TEXT(text, "[by color]");
+    /* A long choice is broken behind its bars, and nothing of it is lost. */
+    CHECK_TEXT(text, "|twelfth|\n      thirteenth\n                                  list\n");
+    for (const char *line = text; line; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL)
+        CHECK(strcspn(line, "\n") <= 100);
     free(text);
 }
 

@@ -97,6 +97,22 @@ static void test_files_of_a_run(void)
     free(shown);
 }
 
+/* What an objective has besides its loss. */
+static void test_metrics_of_an_objective(void)
+{
+    struct progress_log log;
+    int output = screen();
+    CHECK(progress_open(&log, NULL, false, false, output) == STATUS_OK);
+    struct report report = progress_report(&log);
+    report.metrics(report.context, 30,
+                   (const struct metric[]){{"kl", 0.5}, {"loss", 1}, {"nll_loss", 2.25}, {"entropy", 4}}, 4);
+    progress_close(&log);
+    close(output);
+    char *shown = content("screen");
+    CHECK(!strcmp(shown, "step 30  loss 1  nll 2.25  kl 0.5\n"));
+    free(shown);
+}
+
 static int lines_of(const char *name)
 {
     char *text = content(name);
@@ -187,6 +203,7 @@ int main(void)
     test_numbers();
     test_line();
     test_files_of_a_run();
+    test_metrics_of_an_objective();
     test_resume();
     test_full_disk();
     test_refused();

@@ -21,9 +21,9 @@ static struct evaluation evaluation_of(void)
             records[c].log_weight[w] = -0.3 * w - c;
     }
     struct evaluation evaluation = {.completions = records};
-    evaluation.groups =
+    evaluation.dataset.groups =
         (struct groups){.group_count = 2, .completion_count = COMPLETIONS, .first = first, .row = rows};
-    memset(evaluation.groups.fingerprint, 'a', 64);
+    memset(evaluation.dataset.groups.fingerprint, 'a', 64);
     return evaluation;
 }
 
@@ -59,7 +59,7 @@ static void check_hdf(void)
           place[2] == 0);
     CHECK(tokens[0] == 5 && tokens[2] == 7);
     CHECK(hdf_text(file, "groups_sha256", &text) == STATUS_OK &&
-          !strcmp(text, evaluation.groups.fingerprint));
+          !strcmp(text, evaluation.dataset.groups.fingerprint));
     free(text);
     free(logp);
     free(reference);
