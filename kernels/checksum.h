@@ -1,8 +1,8 @@
 /* The checksum by which ranks compare what should be equal. Compiled by C and by CUDA.
  *
- * The sum modulo 2^64 of a mixed word per element, of its bits and its place. Whole numbers may be added in any order, so
- * every backend with any number of threads comes to the same. It finds accidents (one bit, elements that changed
- * places); it is no protection against forgery. */
+ * The sum modulo 2^64 of a mixed word per element, of its bits and its place. Whole numbers may be added in
+ * any order, so every backend with any number of threads comes to the same. It finds accidents (one bit,
+ * elements that changed places); it is no protection against forgery. */
 #ifndef WPO_KERNELS_CHECKSUM_H
 #define WPO_KERNELS_CHECKSUM_H
 

@@ -127,6 +127,23 @@ OBJECTIVE_FUNCTION struct loss_kind loss_kind(enum loss_type type)
 /* -- what is chosen --------------------------------------------------------------------------- */
 
 enum weighting { WEIGHTING_NONE, WEIGHTING_UNALIGNED, WEIGHTING_SAMPLED, WEIGHTING_GREEDY, WEIGHTING_COUNT };
+
+OBJECTIVE_FUNCTION const char *weighting_name(enum weighting weighting)
+{
+    switch (weighting) {
+    case WEIGHTING_UNALIGNED:
+        return "unaligned";
+    case WEIGHTING_SAMPLED:
+        return "sampled";
+    case WEIGHTING_GREEDY:
+        return "greedy";
+    case WEIGHTING_NONE:
+    case WEIGHTING_COUNT:
+        break;
+    }
+    return "none";
+}
+
 enum weight_sides { WEIGHT_BOTH, WEIGHT_CHOSEN, WEIGHT_REJECTED };
 enum divergence { DIVERGENCE_REVERSE_KL, DIVERGENCE_FORWARD_KL, DIVERGENCE_JS, DIVERGENCE_ALPHA };
 enum score_type {
@@ -177,8 +194,8 @@ struct batch_facts {
     double token_scale; /* 1 / tokens of the likelihood term */
     double kl;          /* STATISTIC_KL: z_0 >= 0, nats */
     double shift;       /* STATISTIC_REWARD: delta */
-    double
-        class_weight[2]; /* undesirable, desirable: makes the weights of a class sum to its share; else 1 */
+    /* Undesirable, desirable: makes the weights of a class sum to one over the batch; else 1. */
+    double class_weight[2];
 };
 
 #endif

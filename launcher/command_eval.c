@@ -118,6 +118,14 @@ static enum status evaluate(struct comm *comm, const struct eval_options *chosen
     return status;
 }
 
+static enum status check_reference(const struct eval_options *chosen)
+{
+    const struct settings *settings = &chosen->settings;
+    if (!settings->ref_model_name_or_path || objective_uses_reference(&settings->objective)) return STATUS_OK;
+    return fail_usage("--reference has no effect with loss_type %s, which has no reference; remove it",
+                      chosen->losses.loss_type);
+}
+
 static enum status run(int argc, char **argv)
 {
     struct eval_options chosen = {0};
@@ -125,6 +133,7 @@ static enum status run(int argc, char **argv)
     TRY(options_parse_given(options, OPTION_COUNT(options), &chosen, given, argc, argv));
     const struct given all = {options, OPTION_COUNT(options), given};
     enum status status = keys_check_objective(&chosen.settings, &chosen.losses, &all, "");
+    if (status == STATUS_OK) status = check_reference(&chosen);
     if (status == STATUS_OK) status = keys_check_device(&chosen.settings, "");
     if (status == STATUS_OK) {
         struct comm comm;

@@ -40,6 +40,26 @@ static struct lengths lengths_of(const int64_t *offset, int64_t count)
     return lengths;
 }
 
+/* The audit of `wpo prepare`: all of it as JSON, its whole numbers for people. */
+static void page_summary(struct page *page, const char *text)
+{
+    struct json *json;
+    if (page->json) {
+        page_text(page, "summary", text);
+    } else if (json_parse(&json, "summary", text, strlen(text)) == STATUS_OK) {
+        static const char *const keys[] = {
+            "rows",       "kept", "dropped", "truncated_rows", "identical_completions", "boundary_mismatches",
+            "tied_scores"};
+        for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+            int64_t count;
+            if (json_int_or(json_key(json_root(json), keys[i]), 0, INT64_MAX, -1, &count) == STATUS_OK &&
+                count >= 0)
+                page_integer(page, keys[i], count);
+        }
+        json_free(json);
+    }
+}
+
 /* What `wpo prepare` noted about the source, where it is there. */
 static enum status page_notes(struct page *page, const char *path)
 {
@@ -50,7 +70,10 @@ static enum status page_notes(struct page *page, const char *path)
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         char *text;
         if (hdf_text(file, keys[i], &text) != STATUS_OK) continue;
-        page_text(page, keys[i], text);
+        if (!strcmp(keys[i], "summary"))
+            page_summary(page, text);
+        else
+            page_text(page, keys[i], text);
         free(text);
     }
     hdf_close(file);
@@ -63,6 +86,7 @@ enum status inspect_groups(const char *path, struct page *page)
     TRY(groups_open(&groups, path));
     struct lengths prompts = lengths_of(groups.prompt_offset, groups.group_count);
     struct lengths completions = lengths_of(groups.completion_offset, groups.completion_count);
+    struct lengths sizes = lengths_of(groups.first, groups.group_count);
     page_text(page, "what", "groups file");
     page_text(page, "path", path);
     page_flag(page, "verified", true);
@@ -71,6 +95,8 @@ enum status inspect_groups(const char *path, struct page *page)
     if (*groups.form) page_text(page, "form", groups.form);
     page_integer(page, "groups", groups.group_count);
     page_integer(page, "completions", groups.completion_count);
+    page_integer(page, "smallest_group", sizes.least);
+    page_integer(page, "largest_group", sizes.most);
     page_lengths(page, "prompt", &prompts, groups.group_count);
     page_lengths(page, "completion", &completions, groups.completion_count);
     page_integer(page, "vocabulary", groups.vocabulary);

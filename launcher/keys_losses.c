@@ -169,8 +169,19 @@ static enum status check_list(const struct objective *o, const char *where)
     return STATUS_OK;
 }
 
+/* A list as YAML writes it, where a text is expected (on the command line): without its brackets. */
+static void unbracket(char *list)
+{
+    size_t length = list ? strlen(list) : 0;
+    if (length < 2 || list[0] != '[' || list[length - 1] != ']') return;
+    memmove(list, list + 1, length - 2);
+    list[length - 2] = 0;
+}
+
 enum status losses_read(struct objective *objective, struct loss_lists *losses, const char *where)
 {
+    unbracket(losses->loss_type);
+    unbracket(losses->loss_weights);
     TRY(read_losses(objective, losses->loss_type, where));
     TRY(read_weights(objective, losses->loss_weights, where));
     write_lists(losses, objective);

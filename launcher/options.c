@@ -24,14 +24,25 @@ static bool limited(const struct option *option)
     return option->minimum != 0 || option->maximum != 0;
 }
 
+/* Which end of a number's range is open, as its meaning says: ", above 0", ", below 0.5", or "". */
+static char *open_end(const struct option *option)
+{
+    const char *end = option->kind == OPTION_NUMBER ? strstr(option->meaning, "; above ") : NULL;
+    if (!end && option->kind == OPTION_NUMBER) end = strstr(option->meaning, "; below ");
+    return end ? text_format(", %.*s", (int)strcspn(end + 2, ","), end + 2) : text_copy("");
+}
+
 static enum status check_range(const struct option *option, double value, const char *text, const char *where)
 {
     if (!limited(option) || (value >= option->minimum && value <= option->maximum)) return STATUS_OK;
-    if (isinf(option->maximum)) {
-        return fail_usage("%s is %.60s, but it must be at least %.10g", where, text, option->minimum);
-    }
-    return fail_usage("%s is %.60s, but it must be from %.10g to %.10g", where, text, option->minimum,
-                      option->maximum);
+    char *range = isinf(option->maximum)
+                      ? text_format("at least %.10g", option->minimum)
+                      : text_format("from %.10g to %.10g", option->minimum, option->maximum);
+    char *open = open_end(option);
+    enum status status = fail_usage("%s is %.60s, but it must be %s%s", where, text, range, open);
+    free(range);
+    free(open);
+    return status;
 }
 
 static enum status integer_set(const struct option *option, void *field, const char *text, const char *where)

@@ -93,6 +93,20 @@ static size_t print_left(FILE *stream, const char *left)
     return column;
 }
 
+/* Words from this column on, broken behind spaces, and the end of the line. */
+static void print_right(FILE *stream, const char *right, int indent)
+{
+    enum { WIDEST = 110 };
+    for (int column = indent; *right;) {
+        int word = (int)strcspn(right, " ");
+        if (column > indent && column + 1 + word > WIDEST) column = fprintf(stream, "\n%*s", indent, "") - 1;
+        column += fprintf(stream, "%s%.*s", column > indent ? " " : "", word, right);
+        right += word;
+        right += strspn(right, " ");
+    }
+    fputc('\n', stream);
+}
+
 void options_print(FILE *stream, const struct option *options, int64_t count)
 {
     enum { COLUMN = 34 };
@@ -109,12 +123,13 @@ void options_print(FILE *stream, const struct option *options, int64_t count)
         } else {
             fprintf(stream, "%*s", (int)(COLUMN - column), "");
         }
-        fprintf(stream, "%s", option->meaning);
-        if (option->required) fprintf(stream, " (required)");
         bool shows_default =
             option->fallback && !(option->kind == OPTION_FLAG && !strcmp(option->fallback, "false"));
-        if (shows_default) fprintf(stream, " [%s]", option->fallback);
-        fputc('\n', stream);
+        char *right = text_format("%s%s%s%s%s", option->meaning, option->required ? " (required)" : "",
+                                  shows_default ? " [" : "", shows_default ? option->fallback : "",
+                                  shows_default ? "]" : "");
+        print_right(stream, right, COLUMN);
+        free(right);
         free(left);
     }
 }

@@ -151,18 +151,38 @@ static enum status find_path(const char **path, int argc, char **argv)
 
 /* -- setting ---------------------------------------------------------------------------------- */
 
-static enum status set_foreign(const struct assignment *a, char **without_effect)
+/* Whether a known key of other trainers asks for what wpo does not do. */
+static bool refused(const struct assignment *a)
 {
     const struct foreign_key *foreign = key_foreign(a->key);
-    if (!foreign) return unknown(a->key, a->where, a->command_line);
-    bool any = !strcmp(foreign->accepted, "*");
-    if (a->shape != KEYFILE_ONE && !any) {
-        return fail_usage("%s asks for more than wpo has: %s; remove the key", a->where, foreign->instead);
+    if (!foreign || !strcmp(foreign->accepted, "*")) return false;
+    return a->shape != KEYFILE_ONE || (a->value && !key_accepts(foreign, a->value));
+}
+
+/* The first refused key with its reason, and the names of all others, so that one look mends the file. */
+static enum status refuse_foreign(const struct assignments *all, const struct assignment *a)
+{
+    const struct foreign_key *foreign = key_foreign(a->key);
+    char *more = text_copy("");
+    for (const struct assignment *other = a + 1; other < all->list + all->count; other++) {
+        if (!refused(other)) continue;
+        char *longer = text_format("%s%s%s", more, *more ? ", " : ", and these, refused too: ", other->name);
+        free(more);
+        more = longer;
     }
-    if (a->value && !any && !key_accepts(foreign, a->value)) {
-        return fail_usage("%s is '%.60s', which wpo does not do: %s; remove the key", a->where, a->value,
-                          foreign->instead);
-    }
+    char *value = a->shape == KEYFILE_ONE ? text_format(" is '%.60s', which wpo does not do", a->value)
+                                          : text_copy(" asks for more than wpo has");
+    enum status status = fail_usage("%s%s: %s; remove the key%s", a->where, value, foreign->instead, more);
+    free(value);
+    free(more);
+    return status;
+}
+
+static enum status set_foreign(const struct assignments *all, const struct assignment *a,
+                               char **without_effect)
+{
+    if (!key_foreign(a->key)) return unknown(a->key, a->where, a->command_line);
+    if (refused(a)) return refuse_foreign(all, a);
     char *list = *without_effect ? text_format("%s, %s", *without_effect, a->name) : text_copy(a->name);
     free(*without_effect);
     *without_effect = list;
@@ -227,7 +247,8 @@ static enum status set_all(struct runfile *runfile, const struct assignments *al
     for (int64_t i = 0; i < all->count && status == STATUS_OK; i++) {
         const struct assignment *a = &all->list[i];
         const struct option *key = options_find(run_keys, RUN_KEYS, a->key, strlen(a->key));
-        status = key ? set_key(runfile, key, a, &given[key - run_keys]) : set_foreign(a, &without_effect);
+        status =
+            key ? set_key(runfile, key, a, &given[key - run_keys]) : set_foreign(all, a, &without_effect);
     }
     if (without_effect)
         runfile_note(runfile, "read without effect, as wpo does this anyway: %s", without_effect);
@@ -296,6 +317,20 @@ static void assignments_free(struct assignments *all)
     free(all->list);
 }
 
+/* TRL's CPO trainer knows the same names of losses, without a reference. */
+static void note_trainer(struct runfile *runfile, const struct assignments *all)
+{
+    for (int64_t i = 0; i < all->count; i++) {
+        if (strcmp(all->list[i].name, "cpo_alpha") || !objective_uses_reference(&runfile->settings.objective))
+            continue;
+        runfile_note(
+            runfile,
+            "cpo_alpha is of TRL's CPO trainer, which has no reference, but loss_type %s has one here: "
+            "its sigmoid is loss_type cpo, its hinge and ipo those with reference_free: true",
+            runfile->losses.loss_type);
+    }
+}
+
 static enum status read_all(struct runfile *runfile, struct assignments *all, const char *path, bool *given,
                             int argc, char **argv)
 {
@@ -307,10 +342,14 @@ static enum status read_all(struct runfile *runfile, struct assignments *all, co
     TRY(collect_words(all, argc, argv));
     options_default(run_keys, RUN_KEYS, runfile);
     TRY(set_all(runfile, all, given));
-    char *where = text_format("%s: ", path);
+    bool words = false; /* a key of the command line may be the one at fault */
+    for (int64_t i = 0; i < all->count; i++)
+        words = words || all->list[i].command_line;
+    char *where = text_format("%s%s: ", path, words ? " and the command line" : "");
     enum status status = check_required(given, where);
     if (status == STATUS_OK) status = keys_check(runfile, given, where);
     free(where);
+    if (status == STATUS_OK) note_trainer(runfile, all);
     return status;
 }
 
@@ -365,6 +404,20 @@ enum status runfile_text_value(const char *text, const char *key, char **value)
     return status;
 }
 
+/* What a key that the stored run file lacks meant then: its default. The version that wrote it did not have
+ * the key; by loss_type such a key is 0, that is off. To be freed. */
+static char *default_text(const char *key)
+{
+    const struct option *option = options_find(run_keys, RUN_KEYS, key, strlen(key));
+    if (!option || !option->fallback) return NULL;
+    if (option_is_decided(option)) return text_copy("0");
+    struct runfile defaults = {0};
+    options_default(run_keys, RUN_KEYS, &defaults);
+    char *text = value_text(option, false, &defaults);
+    options_free(run_keys, RUN_KEYS, &defaults);
+    return text;
+}
+
 static void compare(const char *key, const char *before, const char *after,
                     void (*each)(void *, const char *), void *context)
 {
@@ -386,7 +439,9 @@ enum status runfile_differences(const char *before, const char *after,
     if (status == STATUS_OK) {
         for (int64_t i = 0; i < new.count; i++) {
             const struct keyfile_entry *entry = find_entry(&old, new.list[i].key);
-            compare(new.list[i].key, entry ? entry->value : NULL, new.list[i].value, each, context);
+            char *missing = entry ? NULL : default_text(new.list[i].key);
+            compare(new.list[i].key, entry ? entry->value : missing, new.list[i].value, each, context);
+            free(missing);
         }
         keyfile_free(&new);
     }

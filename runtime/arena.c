@@ -81,6 +81,7 @@ char *arena_table(const struct arena *arena)
     qsort(rows, (size_t)count, sizeof *rows, larger_first);
     char *table = text_copy("");
     for (int64_t i = 0; i < count; i++) {
+        if (i && (double)rows[i].bytes < 0.05 * 0x1p20) break; /* it and the rest would read 0.0 */
         char *longer = text_format("%s%s%s %.1f MiB", table, i ? ", " : "", rows[i].name,
                                    (double)rows[i].bytes / 0x1p20);
         free(table);

@@ -191,6 +191,10 @@ static enum status check_pieces(const struct manifest *manifest, const struct pa
                 "%s holds no reference that follows the policy; resume with sync_ref_model as the run "
                 "began",
                 folder);
+        if (manifest->reference && piece->moment && !piece->reference)
+            return fail("%s holds a reference that follows the policy; resume with sync_ref_model: true, as "
+                        "the run began",
+                        folder);
     }
     return STATUS_OK;
 }

@@ -29,8 +29,9 @@ enum status dataset_open(struct dataset *dataset, const char *path, const struct
         TRY(selection_mismatch(&dataset->mismatched, &dataset->groups));
     fill_data(dataset);
     if (dataset->groups.group_count < comm->size)
-        return fail("%s: %lld groups are fewer than the %d ranks; start fewer ranks", path,
-                    (long long)dataset->groups.group_count, comm->size);
+        return fail("%s: %lld groups%s are fewer than the %d ranks; start fewer ranks", path,
+                    (long long)dataset->groups.group_count,
+                    dataset->dropped ? ", which is what min_margin leaves," : "", comm->size);
     return STATUS_OK;
 }
 

@@ -185,13 +185,16 @@ enum status groups_same(const struct groups *groups, struct comm *comm)
 /* -- scoring ---------------------------------------------------------------------------------- */
 
 static void score_micro_batch(struct engine *engine, const struct groups *groups, const int64_t *members,
-                              int64_t count, struct completion_sums *scratch, struct completion_sums *sums)
+                              int64_t count, struct completion_sums *scratch, struct completion_sums *sums,
+                              struct completion_sums *prompts)
 {
     struct batch *batch = &engine->batch;
     batch_pack(batch, groups, members, count);
     head_score(&engine->head, batch, model_forward(&engine->model, batch), scratch);
     for (int64_t s = 0; s < batch->completions; s++)
         if (batch->completion[s] >= 0) sums[batch->completion[s]] = scratch[s];
+    for (int64_t g = 0; prompts && batch->limits.prompts && g < batch->groups; g++)
+        prompts[batch->group[g]] = scratch[batch->host.segment[g + 1] - 1];
 }
 
 /* Every completion was scored by one rank; the others hold zeros. sums [count]. */
@@ -230,7 +233,7 @@ void engine_score_members(struct engine *engine, const struct groups *groups, co
     for (int64_t m = 0; m < share_micro_batches(&share); m++) {
         int64_t members_count;
         const int64_t *micro_batch = share_micro_batch(&share, m, &members_count);
-        score_micro_batch(engine, groups, micro_batch, members_count, scratch, sums);
+        score_micro_batch(engine, groups, micro_batch, members_count, scratch, sums, NULL);
     }
     for (int64_t i = 0; i < count; i++)
         for (int64_t s = groups->first[members[i]]; s < groups->first[members[i] + 1]; s++)
@@ -245,36 +248,69 @@ void engine_score_members(struct engine *engine, const struct groups *groups, co
     share_free(&share);
 }
 
+/* Those of members[count] that are not marked in seen [G]: into fresh, and marked. Two ranks must not score
+ * one group, whose shares differ between epochs: merging adds. */
+static int64_t take_unseen(int64_t *fresh, bool *seen, const int64_t *members, int64_t count)
+{
+    int64_t taken = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (seen[members[i]]) continue;
+        seen[members[i]] = true;
+        fresh[taken++] = members[i];
+    }
+    return taken;
+}
+
+/* Steps from `first` on after which every group was seen: what is left of an epoch, and a whole one. */
+static int64_t steps_to_see_all(const struct order *order, int64_t first)
+{
+    int64_t per_epoch = order_steps_per_epoch(order), into = first % per_epoch;
+    return into ? 2 * per_epoch - into : per_epoch;
+}
+
+static void report_scored(const struct report *report, const char *phase, int64_t done, int64_t total)
+{
+    struct progress progress = {.phase = phase,
+                                .done = done,
+                                .total = total,
+                                .loss = NAN,
+                                .margin = NAN,
+                                .accuracy = NAN,
+                                .weight = NAN,
+                                .tokens_per_second = NAN};
+    report->progress(report->context, &progress);
+}
+
 enum status engine_score(struct engine *engine, struct order *order, int64_t first, int64_t steps,
                          int64_t micro, const struct report *report, const char *phase,
-                         struct completion_sums *sums)
+                         struct completion_sums *sums, struct completion_sums *prompts)
 {
     struct comm *comm = engine->comm;
+    const struct groups *groups = order->groups;
     struct share share = {0};
     struct completion_sums *scratch = allocate(engine->batch.limits.completions, sizeof *scratch);
-    memset(sums, 0, (size_t)order->groups->completion_count * sizeof *sums);
-    bool stop = false;
+    int64_t *fresh = allocate(groups->group_count, sizeof *fresh), all = steps_to_see_all(order, first);
+    bool stop = false, *seen = allocate(groups->group_count, sizeof *seen);
+    if (steps > all) steps = all;
+    memset(sums, 0, (size_t)groups->completion_count * sizeof *sums);
+    if (prompts) memset(prompts, 0, (size_t)groups->group_count * sizeof *prompts);
     for (int64_t step = 0; step < steps && !stop; step++) {
         int64_t count, members_count;
         const int64_t *members = order_step(order, first + step, &count);
-        share_of_step(&share, order->groups, members, count, comm->rank, comm->size, micro);
+        count = take_unseen(fresh, seen, members, count);
+        share_of_step(&share, groups, fresh, count, comm->rank, comm->size, micro);
         for (int64_t m = 0; m < share_micro_batches(&share) && !signals_pending(); m++) {
             const int64_t *micro_batch = share_micro_batch(&share, m, &members_count);
-            score_micro_batch(engine, order->groups, micro_batch, members_count, scratch, sums);
+            score_micro_batch(engine, groups, micro_batch, members_count, scratch, sums, prompts);
         }
         stop = comm_any(comm, signals_pending());
-        if (report && report->progress && comm->rank == 0)
-            report->progress(report->context, &(struct progress){.phase = phase,
-                                                                 .done = step + 1,
-                                                                 .total = steps,
-                                                                 .loss = NAN,
-                                                                 .margin = NAN,
-                                                                 .accuracy = NAN,
-                                                                 .weight = NAN,
-                                                                 .tokens_per_second = NAN});
+        if (report && report->progress && comm->rank == 0) report_scored(report, phase, step + 1, steps);
     }
-    merge_sums(engine, sums, order->groups->completion_count);
+    merge_sums(engine, sums, groups->completion_count);
+    if (prompts) merge_sums(engine, prompts, groups->group_count);
     share_free(&share);
+    free(seen);
+    free(fresh);
     free(scratch);
     if (stop)
         return fail_stopped("stopped by a signal during the phase '%s'; start it again to go on", phase);

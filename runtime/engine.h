@@ -55,11 +55,13 @@ enum status engine_same_parameters(struct engine *engine, const char *when);
 enum status engine_check_groups(const struct engine *engine, const struct groups *groups);
 
 /* Collective. Sums of every completion of steps first .. first+steps-1 of the order, without gradients, in
- * the same micro-batches as training would form: sums (out) [S] on every rank, zero where a completion was
- * not visited. A signal ends it with STATUS_STOPPED. report may be NULL. */
+ * the same micro-batches as training would form; a group that comes again in a later epoch is not scored
+ * again. sums (out) [S] on every rank, zero where a completion was not visited. prompts (out) [G]: of the
+ * prompts' own tokens where the engine's batches score them; may be NULL. A signal ends it with
+ * STATUS_STOPPED. report may be NULL. */
 enum status engine_score(struct engine *engine, struct order *order, int64_t first, int64_t steps,
                          int64_t micro, const struct report *report, const char *phase,
-                         struct completion_sums *sums);
+                         struct completion_sums *sums, struct completion_sums *prompts);
 
 /* Collective. Sums of every completion of the groups that members[count] names, computed by the ranks in
  * shares and held by all: sums (out) [S], written for those completions alone. */

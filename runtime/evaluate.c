@@ -23,19 +23,23 @@ enum status dataset_score(struct engine *engine, struct dataset *dataset, int64_
     enum status status = STATUS_OK;
     if (dataset->mismatched.group_count && dataset->mismatched_reference) {
         struct completion_sums *other = allocate(dataset->mismatched.completion_count, sizeof *other);
-        status = engine_score(engine, &dataset->mismatched_order, 0, steps, micro, report, phase, other);
+        status =
+            engine_score(engine, &dataset->mismatched_order, 0, steps, micro, report, phase, other, NULL);
         if (status == STATUS_OK) statistics_kl(&facts, objective, dataset, members, other);
         free(other);
     }
+    struct completion_sums *prompts =
+        objective->nll_on_prompt ? allocate(groups->group_count, sizeof *prompts) : NULL;
     if (status == STATUS_OK)
-        status = engine_score(engine, &dataset->order, 0, steps, micro, report, phase, sums);
+        status = engine_score(engine, &dataset->order, 0, steps, micro, report, phase, sums, prompts);
     if (status == STATUS_OK) {
         struct completion_data *adjusted = allocate(groups->completion_count, sizeof *adjusted);
         statistics_batch(&facts, objective, dataset, members, sums, running, &after, adjusted);
         if (running->steps > 0) facts.shift = running->mean; /* evaluation does not move it */
-        tally_groups(tally, objective, &facts, groups, sums, dataset->data, adjusted, known);
+        tally_groups(tally, objective, &facts, groups, sums, prompts, dataset->data, adjusted, known);
         free(adjusted);
     }
+    free(prompts);
     free(all);
     return status;
 }
@@ -50,11 +54,13 @@ static enum status score_reference(struct engine *engine, struct dataset *datase
     char fingerprint[65];
     TRY(engine_load(engine, settings->ref_model_name_or_path, fingerprint, NULL));
     struct completion_sums *sums = allocate(count, sizeof *sums); /* as many are mismatched */
-    enum status status = engine_score(engine, &dataset->order, 0, steps, micro, report, "reference", sums);
+    enum status status =
+        engine_score(engine, &dataset->order, 0, steps, micro, report, "reference", sums, NULL);
     for (int64_t s = 0; s < count; s++)
         dataset->data[s].reference = objective_logp(&settings->objective, &sums[s]);
     if (status == STATUS_OK && dataset->mismatched.group_count) {
-        status = engine_score(engine, &dataset->mismatched_order, 0, steps, micro, report, "reference", sums);
+        status = engine_score(engine, &dataset->mismatched_order, 0, steps, micro, report, "reference", sums,
+                              NULL);
         dataset->mismatched_reference = allocate(count, sizeof *dataset->mismatched_reference);
         for (int64_t s = 0; s < count; s++)
             dataset->mismatched_reference[s] = objective_logp(&settings->objective, &sums[s]);
@@ -122,11 +128,9 @@ static enum status evaluate_groups(struct engine *engine, const struct report *r
     return status;
 }
 
-enum status evaluate_run(struct comm *comm, const struct settings *settings, const struct report *report,
-                         struct evaluation *evaluation)
+static enum status evaluate_file(struct comm *comm, const struct settings *settings,
+                                 const struct report *report, struct evaluation *evaluation)
 {
-    *evaluation = (struct evaluation){0};
-    signals_install();
     struct dataset *dataset = &evaluation->dataset;
     TRY(comm_agree(comm, dataset_open(dataset, settings->eval_file, settings, comm)));
     TRY(groups_same(&dataset->groups, comm));
@@ -138,6 +142,16 @@ enum status evaluate_run(struct comm *comm, const struct settings *settings, con
     if (status == STATUS_OK) status = engine_place(&engine);
     if (status == STATUS_OK) status = evaluate_groups(&engine, report, evaluation);
     engine_close(&engine);
+    return status;
+}
+
+enum status evaluate_run(struct comm *comm, const struct settings *settings, const struct report *report,
+                         struct evaluation *evaluation)
+{
+    *evaluation = (struct evaluation){0};
+    signals_install();
+    enum status status = evaluate_file(comm, settings, report, evaluation);
+    if (status != STATUS_OK) evaluation_free(evaluation);
     return status;
 }
 

@@ -30,7 +30,7 @@ enum status dataset_score(struct engine *engine, struct dataset *dataset, int64_
 
 /* Collective. Reads settings->model_name_or_path, eval_file, ref_model_name_or_path (NULL: no reference; the
  * reward metrics are then left out), objective, per_device_eval_batch_size, logits_megabytes, threads,
- * device. */
+ * device. evaluation (out) is to be freed where the status is STATUS_OK, and empty elsewhere. */
 enum status evaluate_run(struct comm *comm, const struct settings *settings, const struct report *report,
                          struct evaluation *evaluation);
 void evaluation_free(struct evaluation *evaluation);

@@ -55,7 +55,8 @@ enum status optimiser_stage_room(struct optimiser *o)
         if (o->reference) piece->reference = malloc(bytes);
         if (!piece->parameter || !piece->moment || !piece->variance || (o->reference && !piece->reference))
             return fail("out of host memory for a copy of parameters and moments (12 bytes for each of the "
-                        "rank's parameters); give the job more memory, or use more ranks");
+                        "rank's parameters, 16 with sync_ref_model); give the job more memory, or use more "
+                        "ranks");
     }
     return STATUS_OK;
 }

@@ -3,6 +3,7 @@
 #include "runtime/clock.h"
 #include "runtime/files.h"
 #include "runtime/pretrained.h"
+#include "runtime/selection.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -222,6 +223,18 @@ static enum status collect_texts(struct run *run)
     return status;
 }
 
+/* What is trained, defaults included: run files of other programs name it by other means than loss_type. */
+static void note_objective(const struct run *run)
+{
+    const struct objective *o = &run->settings->objective;
+    char *names = selection_losses(o);
+    if (o->term_count == 1 && o->terms[0].type == LOSS_SFT)
+        run_note(run, "objective: sft");
+    else
+        run_note(run, "objective: %s, beta %g, weighting %s", names, o->beta, weighting_name(o->weighting));
+    free(names);
+}
+
 enum status run_open(struct run *run)
 {
     const struct settings *settings = run->settings;
@@ -247,9 +260,11 @@ enum status run_open(struct run *run)
                                     .running = {run->state.reward_steps, run->state.reward_mean}};
     trainer_open(&run->trainer, settings->log_pairs);
     tally_clear(&run->window);
-    run_note(run, "training: %lld groups, %lld a step, %lld steps, %d ranks of %d threads, %lld parameters",
+    note_objective(run);
+    int ranks = run->comm->size;
+    run_note(run, "training: %lld groups, %lld a step, %lld step%s, %d rank%s, %lld parameters",
              (long long)run->train.groups.group_count, (long long)run->state.global_batch,
-             (long long)run->total_steps, run->comm->size, run->engine.threads,
+             (long long)run->total_steps, run->total_steps == 1 ? "" : "s", ranks, ranks == 1 ? "" : "s",
              (long long)config_parameters(&run->engine.config));
     return STATUS_OK;
 }

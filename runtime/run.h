@@ -38,7 +38,7 @@ void run_close(struct run *run);
  * or computed into it. */
 enum status run_reference(struct run *run, const char *fingerprint);
 /* Collective, with sync_ref_model, at a step that is due: the reference moves towards the policy, and the
- * log- probabilities of the steps until the next time are computed. */
+ * log-probabilities of the steps until the next time are computed. */
 enum status run_sync_reference(struct run *run);
 /* Collective. The second half of it alone: after a checkpoint brought the reference back. */
 enum status run_reference_again(struct run *run);

@@ -45,7 +45,7 @@ static enum status reference_for(struct run *run, struct order *order, int64_t s
     memcpy(key.model, fingerprint, sizeof key.model);
     memcpy(key.data, groups->fingerprint, sizeof key.data);
     describe_backend(run, key.backend, sizeof key.backend);
-    int64_t count = groups->completion_count, per_epoch = order_steps_per_epoch(order);
+    int64_t count = groups->completion_count;
 
     char *path = files_join(run->settings->output_dir, file);
     bool found;
@@ -55,16 +55,15 @@ static enum status reference_for(struct run *run, struct order *order, int64_t s
     } else if (status == STATUS_OK) {
         double start = clock_seconds();
         struct completion_sums *sums = allocate(count, sizeof *sums);
-        status = engine_score(&run->engine, order, 0, steps < per_epoch ? steps : per_epoch, micro,
-                              run->report, "reference", sums);
+        status = engine_score(&run->engine, order, 0, steps, micro, run->report, "reference", sums, NULL);
         for (int64_t s = 0; s < count; s++)
             logp[s] = sums[s].count ? objective_logp(&run->settings->objective, &sums[s]) : NAN;
         free(sums);
         if (status == STATUS_OK)
             status = comm_agree(run->comm,
                                 run->comm->rank == 0 ? reference_write(logp, groups, &key, path) : STATUS_OK);
-        run_note(run, "reference log-probabilities of %s: computed in %.1f s", groups->path,
-                 clock_seconds() - start);
+        run_note(run, "reference log-probabilities of %s%s: computed in %.1f s", groups->path,
+                 strstr(file, "mismatched") ? ", mismatched" : "", clock_seconds() - start);
     }
     free(path);
     return status;
@@ -117,13 +116,13 @@ static enum status score_again(struct run *run, struct dataset *dataset, int64_t
     const struct objective *objective = &run->settings->objective;
     int64_t count = dataset->groups.completion_count; /* as many are mismatched */
     struct completion_sums *sums = allocate(count, sizeof *sums);
-    enum status status =
-        engine_score(&run->engine, &dataset->order, first, steps, micro, run->report, "reference", sums);
+    enum status status = engine_score(&run->engine, &dataset->order, first, steps, micro, run->report,
+                                      "reference", sums, NULL);
     for (int64_t s = 0; s < count && status == STATUS_OK; s++)
         if (sums[s].count) dataset->data[s].reference = objective_logp(objective, &sums[s]);
     if (status == STATUS_OK && dataset->mismatched.group_count) {
         status = engine_score(&run->engine, &dataset->mismatched_order, first, steps, micro, run->report,
-                              "reference", sums);
+                              "reference", sums, NULL);
         for (int64_t s = 0; s < count && status == STATUS_OK; s++)
             if (sums[s].count) dataset->mismatched_reference[s] = objective_logp(objective, &sums[s]);
     }
@@ -131,15 +130,18 @@ static enum status score_again(struct run *run, struct dataset *dataset, int64_t
     return status;
 }
 
+/* From the step on at which the reference moved last, even where some of its steps are done: a group is
+ * scored in the micro-batch in which it came first, and its value must be the same after a resume. */
 enum status run_reference_again(struct run *run)
 {
     const struct settings *settings = run->settings;
-    int64_t steps = steps_until_sync(run, run->state.step);
+    int64_t moved = run->state.step - run->state.step % settings->ref_model_sync_steps;
+    if (moved == 0) return STATUS_OK; /* never yet */
     run->eval_reference_is_old = true;
+    int64_t steps = steps_until_sync(run, moved);
     if (steps <= 0) return STATUS_OK;
     follower_swap(&run->follower);
-    enum status status =
-        score_again(run, &run->train, run->state.step, steps, settings->per_device_train_batch_size);
+    enum status status = score_again(run, &run->train, moved, steps, settings->per_device_train_batch_size);
     follower_swap(&run->follower);
     return status;
 }

@@ -9,8 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const weightings[WEIGHTING_COUNT] = {"none", "unaligned", "sampled", "greedy"};
-
 static double logp_of(const struct completion_record *record)
 {
     return record->sums.logp;
@@ -44,11 +42,11 @@ static enum status add_weights(struct hdf *file, const struct evaluation *evalua
         char name[64];
         for (int64_t c = 0; c < count; c++)
             column[c] = evaluation->completions[c].log_weight[w];
-        snprintf(name, sizeof name, "/log_weight/%s", weightings[w]);
+        snprintf(name, sizeof name, "/log_weight/%s", weighting_name((enum weighting)w));
         TRY(hdf_add(file, name, HDF_DOUBLE, column, count));
         for (int64_t c = 0; c < count; c++)
             column[c] = exp(column[c]);
-        snprintf(name, sizeof name, "/weight/%s", weightings[w]);
+        snprintf(name, sizeof name, "/weight/%s", weighting_name((enum weighting)w));
         TRY(hdf_add(file, name, HDF_DOUBLE, column, count));
     }
     return STATUS_OK;
@@ -122,7 +120,7 @@ static void print_record(FILE *stream, const struct completion_record *record, i
     fputs(",\"weights\":{", stream);
     for (int w = 0; w < WEIGHTING_COUNT; w++) {
         if (w) fputc(',', stream);
-        print_number(stream, weightings[w], exp(record->log_weight[w]));
+        print_number(stream, weighting_name((enum weighting)w), exp(record->log_weight[w]));
     }
     fputs("}}\n", stream);
 }

@@ -20,8 +20,7 @@ static void mark(struct groups *groups, const char *what)
     free(text);
 }
 
-/* The losses as the run file names them: "sigmoid, sft". To be freed. */
-static char *names_of(const struct objective *objective)
+char *selection_losses(const struct objective *objective)
 {
     char *names = text_copy(loss_kind(objective->terms[0].type).name);
     for (int64_t i = 1; i < objective->term_count; i++) {
@@ -38,7 +37,7 @@ static enum status wrong_size(const struct groups *groups, const struct objectiv
 {
     int64_t size = size_of(groups, g);
     enum group_shape shape = objective_shape(objective);
-    char *names = names_of(objective);
+    char *names = selection_losses(objective);
     const char *advice = "prepare pairs";
     if (objective->optimism_alpha != 0)
         advice = "optimism_alpha needs a third completion: prepare the data with the column sampled";
@@ -65,9 +64,15 @@ static enum status check_form(const struct groups *groups, const struct objectiv
         return fail("%s: optimism_alpha needs a completion drawn from the policy, and this file holds "
                     "rankings; prepare pairs with the column sampled",
                     groups->path);
-    if (objective_shape(objective) == GROUP_RANKED && !strcmp(groups->form, "sampled"))
+    if (strcmp(groups->form, "sampled") != 0) return STATUS_OK;
+    enum group_shape shape = objective_shape(objective);
+    if (shape == GROUP_RANKED)
         return fail("%s: loss_type %s takes rankings, and the third completions of this file are sampled; "
                     "prepare it from the columns completions and scores",
+                    groups->path, loss_kind(objective->terms[0].type).name);
+    if (shape == GROUP_LABELLED)
+        return fail("%s: loss_type %s needs to know which completions are desirable, and of the sampled ones "
+                    "of this file nobody knows; prepare it without the column sampled",
                     groups->path, loss_kind(objective->terms[0].type).name);
     return STATUS_OK;
 }
@@ -129,7 +134,7 @@ static enum status check_ranks(const struct groups *groups)
 static enum status take_labels(struct groups *groups, const struct objective *objective)
 {
     if (groups->label) return STATUS_OK;
-    char *names = names_of(objective);
+    char *names = selection_losses(objective);
     enum status status = STATUS_OK;
     if (strcmp(groups->kind, "preference") != 0)
         status = fail("%s: loss_type %s needs to know which completions are desirable, and this file has no "
@@ -140,6 +145,17 @@ static enum status take_labels(struct groups *groups, const struct objective *ob
     groups->label = allocate(groups->completion_count, sizeof *groups->label);
     for (int64_t g = 0; g < groups->group_count; g++)
         groups->label[groups->first[g]] = 1;
+    return STATUS_OK;
+}
+
+/* Nobody wants the likelihood of what is labelled undesirable. */
+static enum status check_desirable(const struct groups *groups)
+{
+    for (int64_t g = 0; groups->label && g < groups->group_count; g++)
+        if (!groups->label[groups->first[g]])
+            return fail("%s: row %lld is labelled undesirable, and loss_type sft would train on it; prepare "
+                        "the desirable rows alone, or train with kto",
+                        groups->path, (long long)groups->row[g]);
     return STATUS_OK;
 }
 
@@ -222,6 +238,7 @@ enum status selection_take(struct groups *groups, const struct settings *setting
     if (shape == GROUP_RANKED) TRY(check_ranks(groups));
     if (shape == GROUP_LABELLED) TRY(take_labels(groups, objective));
     if (settings->has_min_margin) TRY(drop_near(groups, settings, dropped));
+    if (shape == GROUP_CHOSEN) TRY(check_desirable(groups));
     if (shape == GROUP_CHOSEN && groups->completion_count > groups->group_count) {
         keep_groups(groups, NULL, 1);
         mark(groups, "chosen");

@@ -44,7 +44,8 @@ void statistics_kl(struct batch_facts *facts, const struct objective *objective,
             sum += objective_ratio(objective, &sums[s], &data);
             count++;
         }
-    facts->kl = fmax(0, sum / count);
+    double mean = sum / count;
+    facts->kl = isfinite(mean) ? fmax(0, mean) : NAN; /* not 0, with which the step would be taken */
 }
 
 /* Weights of a class sum to one: class_weight makes the mean over all completions the sum of the classes'
@@ -83,10 +84,12 @@ struct ranked {
     int64_t place;
 };
 
-/* Ties in order of place, so that the result is one. */
+/* Ties in order of place, so that the result is one; what is no number comes last. */
 static int ascending(const void *a, const void *b)
 {
     const struct ranked *x = a, *y = b;
+    if (isnan(x->value) != isnan(y->value)) return isnan(x->value) ? 1 : -1;
+    if (isnan(x->value)) return (x->place > y->place) - (x->place < y->place);
     if (x->value != y->value) return x->value < y->value ? -1 : 1;
     return (x->place > y->place) - (x->place < y->place);
 }

@@ -27,8 +27,8 @@ struct batch_facts statistics_scales(const struct objective *objective, const st
 bool statistics_wanted(const struct objective *objective);
 bool statistics_of_batch(const struct objective *objective);
 
-/* Fills facts->kl: max(0, mean of log pi - log pi_ref over the mismatched completions); KTO (Ethayarajh et
- * al. 2024, section 4.1). sums [S] of dataset->mismatched. */
+/* Fills facts->kl: max(0, mean of log pi - log pi_ref over the mismatched completions), NaN where that is not
+ * finite; KTO (Ethayarajh et al. 2024, section 4.1). sums [S] of dataset->mismatched. */
 void statistics_kl(struct batch_facts *facts, const struct objective *objective,
                    const struct dataset *dataset, struct members members, const struct completion_sums *sums);
 

@@ -78,15 +78,16 @@ void tally_group(struct tally *tally, const struct objective *objective, const s
 
 void tally_groups(struct tally *tally, const struct objective *objective, const struct batch_facts *facts,
                   const struct groups *groups, const struct completion_sums *sums,
-                  const struct completion_data *data, const struct completion_data *adjusted, bool known)
+                  const struct completion_sums *prompts, const struct completion_data *data,
+                  const struct completion_data *adjusted, bool known)
 {
     tally_clear(tally);
     for (int64_t g = 0; g < groups->group_count; g++) {
         struct completion_view view[LARGEST_GROUP];
-        struct token_coefficient coefficient[LARGEST_GROUP];
+        struct token_coefficient coefficient[LARGEST_GROUP + 1];
         int64_t first = groups->first[g], count = groups->first[g + 1] - first;
-        struct group_result result =
-            objective_group(objective, facts, sums + first, adjusted + first, NULL, count, view, coefficient);
+        struct group_result result = objective_group(objective, facts, sums + first, adjusted + first,
+                                                     prompts ? prompts + g : NULL, count, view, coefficient);
         if (!known && objective_uses_reference(objective)) result.loss = NAN;
         tally_group(tally, objective, sums + first, data + first, count, &result,
                     groups->prompt_offset[g + 1] - groups->prompt_offset[g]);

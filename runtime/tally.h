@@ -56,11 +56,13 @@ void tally_group(struct tally *tally, const struct objective *objective, const s
                  int64_t prompt_tokens);
 
 /* Every group of a file as one batch with these facts, from the sums [S] and data [S] of its completions.
- * adjusted [S]: what the objective compares with, see statistics_batch. known: whether there are reference
- * log-probabilities; where the objective needs them and there are none its loss is NaN. Clears first. */
+ * adjusted [S]: what the objective compares with, see statistics_batch. prompts [G]: sums of the prompts' own
+ * tokens with nll_on_prompt, else NULL. known: whether there are reference log-probabilities; where the
+ * objective needs them and there are none its loss is NaN. Clears first. */
 void tally_groups(struct tally *tally, const struct objective *objective, const struct batch_facts *facts,
                   const struct groups *groups, const struct completion_sums *sums,
-                  const struct completion_data *data, const struct completion_data *adjusted, bool known);
+                  const struct completion_sums *prompts, const struct completion_data *data,
+                  const struct completion_data *adjusted, bool known);
 
 /* Collective: over ranks. */
 void tally_reduce(struct tally *tally, struct comm *comm);

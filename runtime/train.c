@@ -210,9 +210,9 @@ static enum status after_step(struct run *run)
     const struct settings *settings = run->settings;
     int64_t step = run->state.step, per_epoch = order_steps_per_epoch(&run->train.order);
     bool last = step == run->total_steps;
-    if (settings->sync_ref_model && step % settings->ref_model_sync_steps == 0) TRY(run_sync_reference(run));
     if (step == 1 || last || (settings->logging_steps > 0 && step % settings->logging_steps == 0))
         log_record(run, run->window_seconds);
+    if (settings->sync_ref_model && step % settings->ref_model_sync_steps == 0) TRY(run_sync_reference(run));
     if (settings->hash_steps > 0 && step % settings->hash_steps == 0)
         TRY(engine_same_parameters(&run->engine, "during training"));
     if (run->has_eval && (last || is_due(settings->eval_strategy, settings->eval_steps, step, per_epoch)))

@@ -59,12 +59,12 @@ static inline void trial_score(struct trial *trial, int64_t micro)
     const struct objective *objective = &trial->engine.settings->objective;
     int64_t completions = dataset->groups.completion_count, steps = order_steps_per_epoch(&dataset->order);
     struct completion_sums *sums = allocate(completions, sizeof *sums);
-    must(engine_score(&trial->engine, &dataset->order, 0, steps, micro, NULL, "reference", sums));
+    must(engine_score(&trial->engine, &dataset->order, 0, steps, micro, NULL, "reference", sums, NULL));
     for (int64_t i = 0; i < completions; i++)
         dataset->data[i].reference = objective_logp(objective, &sums[i]);
     if (dataset->mismatched.group_count) {
         must(engine_score(&trial->engine, &dataset->mismatched_order, 0, steps, micro, NULL, "reference",
-                          sums));
+                          sums, NULL));
         dataset->mismatched_reference = allocate(completions, sizeof(double));
         for (int64_t i = 0; i < completions; i++)
             dataset->mismatched_reference[i] = objective_logp(objective, &sums[i]);

@@ -87,8 +87,8 @@ expect 2 "wpo train: the run file is missing" "$wpo" train
 expect 2 "wpo train: nothing.yaml" "$wpo" train nothing.yaml
 expect 2 "--betta is no key of wpo (did you mean --beta?)" "$wpo" train run.yaml --betta 1
 expect 2 "--learning_rate is '12abc', which is not a number" "$wpo" train run.yaml --learning-rate 12abc
-expect 2 "run.yaml: loss_weights has 1 numbers, but loss_type has 2 losses" "$wpo" train run.yaml --loss_type sigmoid,sft --loss_weights 1
-expect 2 "run.yaml: gamma_beta_ratio has no effect with loss_type ipo: it is for simpo; remove it" "$wpo" train run.yaml \
+expect 2 "run.yaml and the command line: loss_weights has 1 numbers, but loss_type has 2 losses" "$wpo" train run.yaml --loss_type sigmoid,sft --loss_weights 1
+expect 2 "run.yaml and the command line: gamma_beta_ratio has no effect with loss_type ipo: it is for simpo; remove it" "$wpo" train run.yaml \
     --loss_type ipo --gamma_beta_ratio 0.5
 printf 'model_name_or_path: model\nbeta 1\n' >bad.yaml
 expect 2 "bad.yaml:" "$wpo" train bad.yaml

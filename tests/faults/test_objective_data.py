@@ -1,6 +1,7 @@
 """An objective that needs what the data lacks says so before the first step: one sentence with the key and the file, exit
 code 1 on one rank and on two, and no record of metrics."""
 
+import concurrent.futures
 import json
 import os
 import subprocess
@@ -46,8 +47,10 @@ CASES = (
     ("pairs", {"loss_type": "sigmoid", "optimism_alpha": 0.001}, ("2 completions", "optimism_alpha", "sampled")),
     ("ranked", {"loss_type": "sigmoid", "optimism_alpha": 0.001}, ("optimism_alpha", "rankings", "sampled")),
     ("sampled", {"loss_type": "all_pairs"}, ("all_pairs", "sampled", "completions and scores")),
+    ("sampled", {"loss_type": "kto"}, ("kto", "desirable", "without the column sampled")),
     ("sampled", {"loss_type": "sigmoid"}, ("3 completions", "optimism_alpha")),
     ("single", {"loss_type": "plackett_luce"}, ("1 completion", "plackett_luce", "completions and scores")),
+    ("labelled", {"loss_type": "sft"}, ("row 1", "undesirable", "sft", "kto")),
     ("single", {"loss_type": "kto"}, ("kto", "no labels", "column label")),
     ("pairs", {"loss_type": "sppo"}, ("sppo needs scores", "has none")),
     ("gap", {"loss_type": "sppo"}, ("sppo needs scores", "row 3 lacks one")),
@@ -58,18 +61,19 @@ CASES = (
 )
 
 
-def refused(failures, folder, number, kind, keys, words):
-    for ranks in (0, 2):
-        out = folder(f"run-{number}-{ranks}")
-        given = {**DEFAULTS, "global_batch_size": 4, "model_name_or_path": MODEL, "train_file": folder(f"{kind}.h5"),
-                 "output_dir": out, **keys}
-        with open(out + ".yaml", "w") as file:
-            file.writelines(f"{key}: {json.dumps(value)}\n" for key, value in given.items())
-        done = subprocess.run(command(ranks, ["train", out + ".yaml"]), capture_output=True, text=True)
-        said = [line for line in done.stderr.splitlines() if line.startswith("wpo")]
-        holds = (done.returncode == 1 and len(said) == 1 and f"{kind}.h5" in said[0]
-                 and all(word in said[0] for word in words) and os.path.getsize(os.path.join(out, "metrics.jsonl")) == 0)
-        failures.check(holds, f"{ranks or 1} ranks, {kind} data, {keys}: {done.returncode} {' / '.join(said)[-300:]}")
+def refused(folder, number, ranks):
+    """Whether it holds, and what was said."""
+    kind, keys, words = CASES[number]
+    out = folder(f"run-{number}-{ranks}")
+    given = {**DEFAULTS, "global_batch_size": 4, "model_name_or_path": MODEL, "train_file": folder(f"{kind}.h5"),
+             "output_dir": out, **keys}
+    with open(out + ".yaml", "w") as file:
+        file.writelines(f"{key}: {json.dumps(value)}\n" for key, value in given.items())
+    done = subprocess.run(command(ranks, ["train", out + ".yaml"]), capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if line.startswith("wpo")]
+    holds = (done.returncode == 1 and len(said) == 1 and f"{kind}.h5" in said[0]
+             and all(word in said[0] for word in words) and os.path.getsize(os.path.join(out, "metrics.jsonl")) == 0)
+    return holds, f"{ranks or 1} ranks, {kind} data, {keys}: {done.returncode} {' / '.join(said)[-300:]}"
 
 
 with Folder() as folder:
@@ -78,6 +82,8 @@ with Folder() as folder:
         with open(folder(f"{kind}.jsonl"), "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows(kind))
         run(0, "prepare", "--model", MODEL, "--data", folder(f"{kind}.jsonl"), "--out", folder(f"{kind}.h5"))
-    for number, case in enumerate(CASES):
-        refused(failures, folder, number, *case)
+    runs = [(number, ranks) for number in range(len(CASES)) for ranks in (0, 2)]
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:  # they wait for MPI to start, most of the time
+        for result in pool.map(lambda run: refused(folder, *run), runs):
+            failures.check(*result)
     failures.finish()

@@ -366,3 +366,12 @@ def score_reverse(model, result, tape, coefficient, gradients):
     dy = np.zeros((len(tape["tokens"]), model.width))
     dy[len(dy) - 1 - result.count:-1] = d_logits @ model.weights[model.head()]
     reverse(model, tape, dy, gradients)
+
+
+def greedy(model, prompt, count):
+    """The most likely tokens one after the other: a completion with a weight above one."""
+    tokens = list(prompt)
+    for _ in range(count):
+        hidden, _ = forward(model, np.array(tokens))
+        tokens.append(int(np.argmax(hidden[-1] @ model.weights[model.head()].T)))
+    return np.array(tokens[len(prompt):])

@@ -17,26 +17,15 @@ Counts and accuracies are exact."""
 import json
 import math
 import os
-import subprocess
-import sys
 import tempfile
+
+from harness import BINARY, DATA, TOOL, check, finish, run, skip
 
 TOKEN, LOGP, WEIGHT, LOSS, GRADIENT = 1e-5, 1e-5, 3e-5, 1e-4, 1e-4
 
 PAIRS = 12  # rows of the real data
 
-failures, worst = [], {}
-
-
-def skip(reason):
-    print("skipped:", reason)
-    sys.exit(77)
-
-
-def check(condition, message):
-    if not condition:
-        failures.append(message)
-        print("FAILED:", message)
+worst = {}
 
 
 def within(kind, error, tolerance, what):
@@ -45,17 +34,6 @@ def within(kind, error, tolerance, what):
     if not share <= worst.get(kind, (-1,))[0]:
         worst[kind] = (share, float(error), what)
     check(share <= 1, f"{what}: {kind} is off by {error:.3g}, more than {tolerance:.3g}")
-
-
-def run(*words, ranks=0, folder=None):
-    """Runs a program; ends the test when it fails. ranks > 0: under mpirun."""
-    words = [str(word) for word in words]
-    launched = ["mpirun", "-n", str(ranks)] + words if ranks else words
-    done = subprocess.run(launched, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=folder)
-    if done.returncode != 0:
-        print(done.stdout[-2000:], done.stderr[-4000:])
-        sys.exit(f"{' '.join(launched)}: exit code {done.returncode}")
-    return done.stdout
 
 
 def options(objective):
@@ -137,8 +115,7 @@ class Case:
 
     def check_gradients(self, folder, objective, *more):
         path = os.path.join(folder, "gradients.bin")
-        output = run(os.path.join(BUILD, "tests", "tool_gradients"), self.model_folder, self.groups_path,
-                     self.other_folder or self.model_folder, path,
+        output = run(TOOL, self.model_folder, self.groups_path, self.other_folder or self.model_folder, path,
                      *[{"true": 1, "false": 0}.get(word, word) for word in options(objective)], *more)
         got = oracle.unflatten(self.model, np.fromfile(path, "<f4"))
         step = training.Step(self.model, self.groups, self.reference, objective)
@@ -171,15 +148,6 @@ def real_case(folder):
 # -- random models of every family -------------------------------------------------------------------------------------
 
 
-def greedy(model, prompt, count):
-    """The most likely tokens one after the other: completions with a weight above one."""
-    tokens = list(prompt)
-    for _ in range(count):
-        hidden, _ = oracle.forward(model, np.array(tokens))
-        tokens.append(int(np.argmax(hidden[-1] @ model.weights[model.head()].T)))
-    return np.array(tokens[len(prompt):])
-
-
 def random_case(name, folder, seed, completions=2):
     """Seven groups; those of one pair are greedy on both sides, so that the clamp has something to hold."""
     model = oracle.Model(inputs.CONFIGS[name])
@@ -190,7 +158,7 @@ def random_case(name, folder, seed, completions=2):
     stored = oracle.read_model(paths[0])
     groups = inputs.random_groups(model.vocabulary, 7, seed, completions)
     prompt = groups[3][0]
-    groups[3] = (prompt, [greedy(stored, prompt, 7 - 3 * side) for side in range(completions)])
+    groups[3] = (prompt, [oracle.greedy(stored, prompt, 7 - 3 * side) for side in range(completions)])
     groups_path = os.path.join(folder, f"{name}-{completions}.h5")
     inputs.write_groups(groups_path, groups, model.vocabulary,
                         "preference" if completions == 2 else "prompt-completion")
@@ -317,14 +285,11 @@ def main():
                 case.check_gradients(folder, objective, "--micro", 5, "--logits_megabytes", 1)
     for kind, (share, error, what) in sorted(worst.items()):
         print(f"{kind:32s} worst error {error:9.2e}, {100 * share:6.2f} % of its tolerance: {what}")
-    if not DATA and not failures:
-        skip("WPO_TEST_DATA is not set: random models passed, the trained checkpoint was left out")
-    sys.exit(1 if failures else 0)
+    finish(None if DATA else "WPO_TEST_DATA is not set: random models passed, the trained checkpoint was left out")
 
 
 if __name__ == "__main__":
-    DATA, BINARY, BUILD = (os.environ.get(name) for name in ("WPO_TEST_DATA", "WPO_BINARY", "WPO_BUILD"))
-    if not BINARY or not os.path.exists(BINARY):
+    if not os.path.exists(BINARY):
         skip("WPO_BINARY is not set or not there")
     try:
         import oracle  # before NumPy, whose threads it sets

@@ -16,28 +16,17 @@ import itertools
 import json
 import math
 import os
-import subprocess
-import sys
 import tempfile
 from dataclasses import fields
+
+from harness import TOOL, check, errors_file, failures, finish, run_alone, skip
 
 BOUND, MOVES, TOKEN = 1e-4, 1e-2, 1e-5
 FLOOR_LOSS, FLOOR_GRADIENT = 0.1, 0.02
 LONGEST = 8  # tokens of a completion
 METRICS = {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "rewards/shift", "kl"}
 
-failures, worst = [], {}
-
-
-def skip(reason):
-    print("skipped:", reason)
-    sys.exit(77)
-
-
-def check(condition, message):
-    if not condition:
-        failures.append(message)
-        print("FAILED:", message)
+worst = {}
 
 
 # -- published values --------------------------------------------------------------------------------------------------
@@ -208,15 +197,6 @@ class World:
         return self.bases[key]
 
 
-def greedy(model, prompt, count):
-    """The most likely tokens one after the other: completions with a weight above one."""
-    tokens = list(prompt)
-    for _ in range(count):
-        hidden, _ = oracle.forward(model, np.array(tokens))
-        tokens.append(int(np.argmax(hidden[-1] @ model.weights[model.head()].T)))
-    return np.array(tokens[len(prompt):])
-
-
 def random_groups(model, sizes, seed):
     """Prompts of 1 to 9 tokens, completions of 1 to 8; the completions of one group are greedy, so that the clamp has
     something to hold."""
@@ -227,7 +207,7 @@ def random_groups(model, sizes, seed):
         lengths = random.integers(1, LONGEST + 1, size)
         tokens = [random.integers(0, model.vocabulary, length) for length in lengths]
         if index == 2:
-            tokens = [greedy(model, prompt, length) for length in 1 + np.arange(size)[::-1]]
+            tokens = [oracle.greedy(model, prompt, length) for length in 1 + np.arange(size)[::-1]]
         groups.append((prompt, tokens))
     return groups
 
@@ -405,24 +385,19 @@ def option(value):
 
 
 def run_program(world, loss_type, keys, folder, index):
-    """What it prints and the gradient that it writes, or its error. Small work: threads would wait for each other, and
-    MPI needs no helper of its own; but two without one at a time must not share a session folder."""
+    """What it prints and the gradient that it writes, or its error."""
     out = os.path.join(folder, f"gradients-{index}.bin")
     batch = (1, 3, 8)[index % 3]  # neither it nor what is kept of it may show in the numbers
-    words = [os.path.join(BUILD, "tests", "tool_gradients"), os.path.join(folder, "model"), world.path,
-             os.path.join(folder, "reference"), out, "--loss_type", ",".join(loss_type), "--micro", str(batch)]
+    words = [TOOL, os.path.join(folder, "model"), world.path, os.path.join(folder, "reference"), out,
+             "--loss_type", ",".join(loss_type), "--micro", str(batch)]
     for key, value in {"weighting": "none", **keys}.items():
         words += ["--" + key, option(value)]
-    session = os.path.join(folder, f"mpi-{index}")
-    os.mkdir(session)
-    alone = {**os.environ, "OMP_NUM_THREADS": "1", "OMPI_MCA_ess_singleton_isolated": "1",
-             "OMPI_MCA_orte_tmpdir_base": session}
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=alone)
-    if done.returncode != 0:
-        return f"{' '.join(words)}: exit code {done.returncode}: {done.stderr[:500].strip()}", None
+    code, printed, message = run_alone(*words, session=os.path.join(folder, f"mpi-{index}"))
+    if code != 0:
+        return f"{' '.join(words)}: exit code {code}: {message.strip()}", None
     gradients = oracle.unflatten(models[0], np.fromfile(out, "<f4"))
     os.remove(out)
-    return json.loads(done.stdout), gradients
+    return json.loads(printed), gradients
 
 
 def methods_of(loss_type, keys):
@@ -497,19 +472,19 @@ def main():
     check(not untried, f"no case has {untried}")
     print(f"{len(cases)} cases, {len(failures)} failures")
     if not PROGRAM:
-        skip("WPO_BUILD holds no tool_gradients: the derivation passed its own checks alone" if not failures else "")
+        finish("WPO_BUILD holds no tool_gradients: the derivation passed its own checks alone")
     check(seen == METRICS, f"the program says nothing of {METRICS - seen}")
     for method, row in sorted(worst.items()):
         print(f"{method:36}{row['cases']:5} cases  loss {row['loss']:8.1e}  gradient {row['gradient']:8.1e}")
     rows = [{"method": method, "oracle": "float64 derivation", **row} for method, row in sorted(worst.items())]
-    with open(os.path.join(BUILD, "objectives-oracle.json"), "w") as file:
+    with open(errors_file("oracle"), "w") as file:
         json.dump({"bounds": {"loss": BOUND, "gradient": BOUND}, "methods": rows}, file, indent=1)
-    sys.exit(1 if failures else 0)
+    finish()
 
 
 if __name__ == "__main__":
-    BUILD = os.environ.get("WPO_BUILD", "")
-    PROGRAM = BUILD and os.path.exists(os.path.join(BUILD, "tests", "tool_gradients"))
+    PROGRAM = os.path.exists(TOOL)
+    errors_file("oracle")
     try:
         import oracle  # before NumPy, whose threads it sets
 

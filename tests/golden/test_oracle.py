@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 import tempfile
 
 import oracle  # before NumPy, whose threads it sets
@@ -10,15 +9,8 @@ import oracle  # before NumPy, whose threads it sets
 import inputs
 import numpy as np
 import oracle_training as training
+from harness import DATA, check, finish
 from oracle_training import Objective
-
-failures = []
-
-
-def check(condition, message):
-    if not condition:
-        failures.append(message)
-        print("FAILED:", message)
 
 
 def close(got, expected, tolerance, what):
@@ -150,12 +142,11 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         test_files(folder)
     test_finite_differences()
-    data = os.environ.get("WPO_TEST_DATA")
-    if data:
-        test_check_value(data)
+    if DATA:
+        test_check_value(DATA)
     else:
         print("WPO_TEST_DATA is not set: the check value of the trained checkpoint was left out")
-    sys.exit(1 if failures else 0)
+    finish()
 
 
 if __name__ == "__main__":

@@ -9,39 +9,11 @@ import logging
 import math
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import warnings
 
-failures = []
+from harness import BINARY, check, find_packages, finish, run, skip
 
-
-def skip(reason):
-    print("skipped:", reason)
-    sys.exit(77)
-
-
-def check(condition, message):
-    if not condition:
-        failures.append(message)
-        print("FAILED:", message)
-
-
-def find_packages():
-    """Goes on in WPO_PEER_PYTHON if this interpreter lacks the packages; skips if none has them."""
-    missing = [name for name in ("torch", "transformers", "safetensors", "numpy")
-               if importlib.util.find_spec(name) is None]
-    if not missing:
-        return
-    other = os.environ.get("WPO_PEER_PYTHON")
-    if not other or os.environ.get("WPO_PEER_TRIED"):
-        skip(f"{sys.executable} lacks {', '.join(missing)}; WPO_PEER_PYTHON may name an interpreter that has them")
-    os.environ["WPO_PEER_TRIED"] = "1"
-    os.execv(other, [other, os.path.abspath(__file__)])
-
-
-BINARY = os.environ.get("WPO_BINARY")
 BASE = {"hidden_act": "silu", "hidden_size": 42, "intermediate_size": 37, "num_hidden_layers": 3,
         "num_attention_heads": 7, "vocab_size": 65, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
         "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float64"}
@@ -62,14 +34,6 @@ CONFIGS = {
                    "tie_word_embeddings": True},
 }
 # Qwen2-tied leaves sliding_window to its default, which is in use nowhere.
-
-
-def run(*words):
-    """Runs the program; ends the test when it fails."""
-    done = subprocess.run([BINARY] + [str(word) for word in words], capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(map(str, words))}: exit code {done.returncode}: {done.stdout[-1000:]} {done.stderr[-2000:]}")
-    return done.stdout
 
 
 def write(folder, name, value):
@@ -156,7 +120,8 @@ def test_written(folder):
             for size in ("5GB", "15KB"):
                 what = f"{name} {dtype} {size}"
                 out = os.path.join(folder, f"{name}-{dtype}-{size}")
-                run("init", "--config", path, "--seed", 7, "--out", out, "--dtype", dtype, "--max_shard_size", size)
+                run(BINARY, "init", "--config", path, "--seed", 7, "--out", out, "--dtype", dtype,
+                    "--max_shard_size", size)
                 files = [file for file in os.listdir(out) if file.endswith(".safetensors")]
                 check(len(files) == 1 if size == "5GB" else len(files) > 2, f"{what}: {files}")
                 exact = exact or stored(out)
@@ -166,7 +131,8 @@ def test_written(folder):
                     expected = {**config, "torch_dtype": dtype}
                     got = json.load(file)
                     check(got == expected and list(got) == list(expected), f"{what}: config.json is {got}")
-                count = int(run("init", "--config", path, "--out", out + "-again", "--seed", 7).split(" with ")[1].split()[0])
+                said = run(BINARY, "init", "--config", path, "--out", out + "-again", "--seed", 7)
+                count = int(said.split(" with ")[1].split()[0])
                 check(count == sum(p.numel() for p in model.parameters()), f"{what}: counts {count} parameters")
                 shutil.rmtree(out + "-again")
         check_initial(exact, config, name)
@@ -179,12 +145,12 @@ def test_read(folder):
         saved = os.path.join(folder, f"{name}-saved")
         load(original, name, dtype="auto").save_pretrained(saved, max_shard_size="15KB")
         again = os.path.join(folder, f"{name}-again")
-        run("init", "--config", saved, "--seed", 7, "--out", again)
+        run(BINARY, "init", "--config", saved, "--seed", 7, "--out", again)
         first, second = stored(original), stored(again)
         check(first.keys() == second.keys(), f"{name}: other tensors after Transformers wrote config.json")
         check(all(torch.equal(first[key], second[key]) for key in first.keys() & second.keys()), f"{name}: other values")
         load(again, f"{name} again", dtype="auto")
-        page = run("inspect", saved)
+        page = run(BINARY, "inspect", saved)
         check(CONFIGS[name]["model_type"] in page, f"{name}: inspect says {page}")
 
 
@@ -248,7 +214,7 @@ def test_numbers(folder):
     for name in CONFIGS:
         source = disturbed(os.path.join(folder, f"{name}-float32-5GB"), os.path.join(folder, f"{name}-disturbed"))
         records = os.path.join(folder, f"{name}.jsonl")
-        run("eval", "--model", source, "--data", path, "--device", "cpu", "--per-completion", records)
+        run(BINARY, "eval", "--model", source, "--data", path, "--device", "cpu", "--per-completion", records)
         with open(records) as file:
             got = [json.loads(line)["logp"] for line in file]
         expected = log_probabilities(load(source, name, dtype="auto", attn_implementation="eager"), groups)
@@ -267,8 +233,8 @@ def test_numbers(folder):
 
 def main():
     global torch, transformers, safetensors
-    find_packages()
-    if not BINARY or not os.path.exists(BINARY):
+    find_packages("torch", "transformers", "safetensors", "numpy")
+    if not os.path.exists(BINARY):
         skip("WPO_BINARY names no program")
     os.environ["HF_HUB_OFFLINE"] = "1"
     import safetensors.torch
@@ -281,8 +247,7 @@ def main():
         test_written(folder)
         test_read(folder)
         test_numbers(folder)
-    print(f"{len(failures)} failed")
-    sys.exit(1 if failures else 0)
+    finish()
 
 
 if __name__ == "__main__":

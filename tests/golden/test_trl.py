@@ -15,7 +15,6 @@ of the comparison has its own error. Hence, per token, TOKEN = 5e-5 nats, and
   a pair's loss                    relative 6 TOKEN from the weight, absolute weight * beta * 4 n TOKEN from the margin
 """
 
-import importlib.util
 import json
 import logging
 import math
@@ -27,44 +26,18 @@ import tempfile
 import types
 import warnings
 
+from harness import BINARY, DATA, check, find_packages, finish, run
+
 TOKEN = 5e-5
 BETA = 0.1
 ROWS = 7
 TEXTS, CUT = 61, 130  # rows of plain text, and a max_length that some of them exceed
 
 SOURCE = os.environ.get("WPO_SOURCE", os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
-BINARY = os.environ.get("WPO_BINARY", "")
-DATA = os.environ.get("WPO_TEST_DATA", "")
-
-failures = []
-
-
-def skip(reason):
-    print("skipped:", reason)
-    sys.exit(77)
-
-
-def check(condition, message):
-    if not condition:
-        failures.append(message)
-        print("FAILED:", message)
 
 
 def near(got, expected, tolerance, what):
     check(abs(got - expected) <= tolerance, f"{what}: {got!r}, not {expected!r}, off by more than {tolerance:.3g}")
-
-
-def find_packages():
-    """Goes on in WPO_PEER_PYTHON if this interpreter lacks the packages; skips if none has them."""
-    missing = [name for name in ("torch", "transformers", "trl", "h5py", "safetensors")
-               if importlib.util.find_spec(name) is None]
-    if not missing:
-        return
-    other = os.environ.get("WPO_PEER_PYTHON")
-    if not other or os.environ.get("WPO_PEER_TRIED"):
-        skip(f"{sys.executable} lacks {', '.join(missing)}; WPO_PEER_PYTHON may name an interpreter that has them")
-    os.environ["WPO_PEER_TRIED"] = "1"
-    os.execv(other, [other, os.path.abspath(__file__)])
 
 
 # -- TRL -------------------------------------------------------------------------------------------------------------
@@ -219,14 +192,6 @@ def check_peer_variant(expected, model, other, pairs, changes):
 # -- B. the program --------------------------------------------------------------------------------------------------
 
 
-def run(*words):
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
-    if done.returncode != 0:
-        print(done.stdout[-2000:], done.stderr[-4000:])
-        sys.exit(f"{' '.join(map(str, words))}: exit code {done.returncode}")
-    return done.stdout
-
-
 def write_rows(path):
     """The shortest of the first hundred real pairs: they fit the model's 512 positions."""
     with open(os.path.join(DATA, "alpaca_pairs", "train.jsonl")) as file:
@@ -338,15 +303,11 @@ def main():
         if not missing:
             check_program(folder)
             check_cut_tokens(folder)
-    if failures:
-        sys.exit(f"{len(failures)} checks failed")
-    print(f"the peer step agrees with TRL {trl.__version__}")
-    if missing:
-        skip(f"the program was not compared with TRL: {missing} is not set, or names nothing that exists")
-    print(f"the program agrees with TRL {trl.__version__} on {ROWS} real pairs")
+    print(f"TRL {trl.__version__}: the peer step" + ("" if missing else f", and the program on {ROWS} real pairs"))
+    finish(missing and f"the program was not compared with TRL: {missing} is not set, or names nothing that exists")
 
 
-find_packages()
+find_packages("torch", "transformers", "trl", "h5py", "safetensors")
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1")
 warnings.simplefilter("ignore", FutureWarning)  # of TRL about Transformers
 import datasets  # noqa: E402

@@ -178,19 +178,23 @@ def test_list(folder):
 
 
 def test_every_loss_is_described(folder):
-    """docs/objectives.md has each loss of the program once at a glance, with its reference and its beta, and a heading
-    that the link there leads to."""
+    """docs/objectives.md has each loss of the program once at a glance, in its order, with whether it takes a reference
+    and weights and with its beta, and a heading that the link there leads to."""
     with open(OBJECTIVES, encoding="utf-8") as file:
         text = file.read()
-    rows = re.findall(r"^\| \[`([a-z_]+)`\]\(#([a-z_-]+)\) \|[^|]*\|[^|]*\| (yes|no) \| ([0-9.]*) *\|", text, re.M)
+    rows = re.findall(r"^\| \[`([a-z_]+)`\]\(#([a-z_-]+)\) \|[^|]*\|[^|]*\| (yes|no) \| ([0-9.]*) *\| (yes|no)\b", text,
+                      re.M)
     headings = {re.sub(r"[`,]", "", line).replace(" ", "-"): line for line in re.findall(r"^### (.*)$", text, re.M)}
-    for name, link, _, _ in rows:
+    for name, link, *_ in rows:
         assert f"`{name}`" in headings.get(link, ""), f"{name}: there is no heading #{link}"
-    printed = wpo("train", "--help-keys").stdout
-    known = re.findall(r"^\| `([a-z_]+)` \| [^|]* \| (yes|no) \| ([0-9.]+) \|", printed, re.M)
+    _, _, table = wpo("train", "--help-keys").stdout.partition("| loss | groups | reference |")
+    known = []
+    for line in table.partition("\n\n")[0].splitlines()[2:]:
+        name, _, reference, beta, *_, weighting, _, _ = (cell.strip(" `") for cell in line.split("|")[1:-1])
+        known.append((name, reference or "no", beta, weighting or "no"))
     assert len(known) > 20, "wpo train --help-keys has no table of losses"
-    described = [(name, reference, beta) for name, _, reference, beta in rows]
-    assert described == [(name, reference, "" if name == "sft" else beta) for name, reference, beta in known], described
+    described = [(name, *columns) for name, _, *columns in rows]
+    assert described == known, set(described) ^ set(known)
 
 
 # -- what the program makes of them ------------------------------------------------------------------------------------

@@ -368,6 +368,9 @@ static void shapes(void)
         o = objective_of(type, WEIGHTING_NONE);
         CHECK(o.beta == loss_kind(type).beta && o.beta > 0 && *loss_kind(type).name);
         CHECK(o.rpo_alpha == (type == LOSS_CPO || type == LOSS_ORPO));
+        CHECK(o.gamma_beta_ratio == (type == LOSS_SIMPO ? 0.5 : 0) && o.discopop_tau == 0.05);
+        CHECK(o.label_smoothing == (type == LOSS_EXO_PAIR ? 1e-3 : 0) && o.f_alpha_divergence_coef == 0.5);
+        CHECK(o.desirable_weight == 1 && o.undesirable_weight == 1 && o.ld_alpha == 1 && o.weight_clamp);
     }
 }
 

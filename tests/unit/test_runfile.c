@@ -134,6 +134,10 @@ static void test_errors(void)
         {"dtype: float32\ngradient_dtype: bfloat16\n", "",
          "gradient_dtype is bfloat16, but dtype is float32"},
         {"max_length: 512\n", "", "lengths are decided by wpo prepare"},
+        {"max_length: 512\nrun_name: x\nbf16: true\nfsdp: full\n", "",
+         "remove the key, and these, refused too: bf16, fsdp"},
+        {"", "--beta 0", " and the command line: beta is 0, but it must be above 0"},
+        {"beta: -1\n", "", "beta is -1, but it must be from 0 to 1000, above 0"},
         {"report_to: [wandb, none]\n", "", "report_to asks for more than wpo has"},
         {"zero_stage: 3\n", "", "zero_stage is 3, but it must be from 0 to 1"},
         {"adam_beta1: 1\n", "", "adam_beta1 is 1"},
@@ -253,6 +257,14 @@ static void test_text(void)
     free(value);
     CHECK(runfile_text_value(second.text, "eval_file", &value) == STATUS_OK && !value);
     CHECK(runfile_text_value(first.text, "nothing", &value) == STATUS_BAD && !value);
+    /* A key that the stored file lacks is no change where it has its default. */
+    static const char *const later[] = {"\nrpo_alpha", "\nref_model_mixup_alpha", "\nf_divergence_type",
+                                        "\nsync_ref_model"};
+    for (size_t i = 0; i < sizeof later / sizeof *later; i++) {
+        char *line = strstr(first.text, later[i]);
+        CHECK(line != NULL);
+        if (line) line[1] = '#';
+    }
     CHECK(runfile_differences(first.text, second.text, collect, NULL) == STATUS_OK);
     CHECK(!strcmp(differences, "eval_file: a: b -> null;beta: 0.1 -> 0.5;eval_strategy: epoch -> no;"));
     runfile_free(&first);

@@ -88,6 +88,9 @@ static void test_lists(void)
     CHECK(r.settings.objective.terms[0].weight == 0.8 && r.settings.objective.terms[1].weight == 0.2);
     CHECK_TEXT(r.text, "\nloss_weights: [0.8,0.2,1]\n");
     runfile_free(&r);
+    CHECK(read_run(&r, "", "--loss_type [hinge,sft] --loss_weights [1,3]") == STATUS_OK);
+    CHECK(r.settings.objective.term_count == 2 && r.settings.objective.terms[1].weight == 3);
+    runfile_free(&r);
     CHECK(read_run(&r, "loss_type: [hinge, exo_pair]\n", "") ==
           STATUS_OK); /* only one of them takes smoothing */
     CHECK(r.settings.objective.label_smoothing == 1e-3);
@@ -102,7 +105,8 @@ static void test_aliases(void)
         char line[64];
         snprintf(line, sizeof line, "%s: 0.25\n", names[i]);
         CHECK(read_run(&r, line, "") == STATUS_OK && r.settings.objective.rpo_alpha == 0.25);
-        CHECK(r.note_count == (i > 0));
+        CHECK(r.note_count == (i > 0) + (i == 1));
+        if (i == 1) CHECK_TEXT(r.notes[1], "TRL's CPO trainer, which has no reference");
         if (i > 0) CHECK_TEXT(r.notes[0], "tokens of all chosen completions of the global batch");
         runfile_free(&r);
     }
@@ -226,10 +230,12 @@ static const char *const refused[][2] = {
     {"label_smoothing: 0.5\n", "must be from 0 to below 0.5"},
     {"label_smoothing: 0.6\n", "from 0 to 0.5"},
     {"loss_type: exo_pair\nlabel_smoothing: 0\n", "with loss_type exo_pair it must be above 0"},
+    {"loss_type: [hinge, exo_pair]\nlabel_smoothing: 0\n", "with loss_type exo_pair it must be above 0"},
     {"loss_type: simpo\ngamma_beta_ratio: -1\n", "gamma_beta_ratio is -1, but it must be at least 0"},
     {"loss_type: discopop\ndiscopop_tau: 0\n", "discopop_tau is 0, but it must be above 0"},
     {"loss_type: discopop\ndiscopop_tau: 1.5\n", "from 0 to 1"},
     {"loss_type: kto\ndesirable_weight: 0\n", "desirable_weight is 0"},
+    {"loss_type: kto\nundesirable_weight: 0\n", "undesirable_weight is 0"},
     {"loss_type: kto\nundesirable_weight: -1\n", "undesirable_weight is -1"},
     {"rpo_alpha: -0.5\n", "rpo_alpha is -0.5"},
     {"ld_alpha: 1.5\n", "from 0 to 1"},
@@ -281,6 +287,7 @@ static const char *const refused[][2] = {
     {"reference_free: true\nref_model: q\n", "that ref_model_name_or_path names"},
     {"reference_free: true\nsync_ref_model: true\n", "reference_free has no reference that could follow"},
     {"reference_free: true\nvpo_alpha: 0.1\n", "vpo_alpha needs a reference"},
+    {"reference_free: true\noptimism_alpha: 0.1\n", "optimism_alpha needs a reference"},
     {"loss_type: sft\nref_model: q\n", "loss_type sft has no reference"},
     {"loss_type: simpo\nref_model: q\n", "loss_type simpo has no reference"},
     {"loss_type: [cpo, sft]\nrpo_alpha: 0\nsync_ref_model: true\n",

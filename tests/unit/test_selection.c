@@ -3,6 +3,7 @@
 #include "runtime/statistics.h"
 #include "tests/check.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -85,7 +86,71 @@ static void leaving_out(void)
     CHECK(groups.completion_count == GROUPS && groups.first[GROUPS] == GROUPS);
     for (int g = 0; g < GROUPS; g++)
         CHECK(is_completion(&groups, g, 2 * g));
+    CHECK(strcmp(groups.fingerprint, "0123") != 0);
     groups_close(&groups);
+}
+
+/* Scores must be there where they are read, and there only; rankings stand by them. */
+static void scored(void)
+{
+    struct groups groups = pairs(true);
+    struct settings settings = {.objective = objective_of(LOSS_SIGMOID, WEIGHTING_NONE)};
+    int64_t dropped;
+    settings.objective.reward_margin_beta = 1;
+    CHECK(selection_take(&groups, &settings, &dropped) == STATUS_OK);
+    groups.score[3] = NAN;
+    CHECK(selection_take(&groups, &settings, &dropped) != STATUS_OK);
+    CHECK_TEXT(status_sentence(), "row 2 lacks one");
+
+    /* A third completion, which was sampled, has none. */
+    settings.objective.optimism_alpha = 0.1;
+    groups.group_count = 1, groups.first[1] = groups.completion_count = 3;
+    groups.score[2] = NAN;
+    CHECK(selection_take(&groups, &settings, &dropped) == STATUS_OK);
+    groups_close(&groups);
+
+    groups = pairs(true);
+    settings = (struct settings){.objective = objective_of(LOSS_PLACKETT_LUCE, WEIGHTING_NONE)};
+    CHECK(selection_take(&groups, &settings, &dropped) == STATUS_OK); /* a tie stands by score */
+    groups.score[5] = 2.5f;
+    CHECK(selection_take(&groups, &settings, &dropped) != STATUS_OK);
+    CHECK_TEXT(status_sentence(), "row 5 do not stand by score");
+    groups_close(&groups);
+
+    /* Of pairs the first is the desirable one; what has no labels and is no pair has none. */
+    groups = pairs(false);
+    settings.objective = objective_of(LOSS_KTO, WEIGHTING_NONE);
+    CHECK(selection_take(&groups, &settings, &dropped) == STATUS_OK);
+    for (int s = 0; s < 2 * GROUPS; s++)
+        CHECK(groups.label[s] == (s % 2 == 0));
+    groups_close(&groups);
+    groups = pairs(false);
+    strcpy(groups.kind, "prompt-completion");
+    CHECK(selection_take(&groups, &settings, &dropped) != STATUS_OK);
+    CHECK_TEXT(status_sentence(), "has no labels");
+    groups_close(&groups);
+}
+
+/* A sampled third completion has no place in a ranking, and no label. */
+static void forms(void)
+{
+    static const struct {
+        enum loss_type type;
+        const char *form;
+        bool taken;
+    } cases[] = {{LOSS_KTO, "sampled", false},
+                 {LOSS_PLACKETT_LUCE, "sampled", false},
+                 {LOSS_SFT, "sampled", true},
+                 {LOSS_KTO, "pair", true},
+                 {LOSS_ALL_PAIRS, "", true}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct groups groups = pairs(false);
+        struct settings settings = {.objective = objective_of(cases[i].type, WEIGHTING_NONE)};
+        int64_t dropped;
+        strcpy(groups.form, cases[i].form);
+        CHECK((selection_take(&groups, &settings, &dropped) == STATUS_OK) == cases[i].taken);
+        groups_close(&groups);
+    }
 }
 
 static void mismatched(void)
@@ -106,6 +171,9 @@ static void mismatched(void)
     CHECK(other.completion_offset[1] == 6 && other.completion_offset[2] == 12);
     CHECK(other.completion_tokens[0] == 60 && other.completion_tokens[6] == 70);
     groups_close(&other);
+    groups.group_count = 1;
+    CHECK(selection_mismatch(&other, &groups) != STATUS_OK);
+    CHECK_TEXT(status_sentence(), "only one row");
     groups_close(&groups);
 }
 
@@ -135,6 +203,12 @@ static void sorted(void)
     statistics_batch(&facts, &aot, &dataset, (struct members){all, GROUPS}, sums, &none, &after, adjusted);
     for (int g = 0; g < GROUPS; g++)
         CHECK(adjusted[2 * g].reference - adjusted[2 * g + 1].reference == partner[g]);
+
+    /* A margin that is no number comes last, and leaves the others their order. */
+    sums[2].logp = NAN;
+    statistics_batch(&facts, &aot, &dataset, (struct members){all, GROUPS}, sums, &none, &after, adjusted);
+    CHECK(adjusted[0].reference == 30 && adjusted[2].reference == 40 && adjusted[4].reference == 20 &&
+          adjusted[6].reference == 10);
 
     /* Log-ratios h_w 4, 1, 3, 2 and h_l 0, 9, 5, 7: the second smallest of one side is 2, of the other 5. */
     static const double won[] = {4, 1, 3, 2}, lost[] = {0, 9, 5, 7}, of_won[] = {9, 0, 7, 5},
@@ -178,6 +252,14 @@ static void means(void)
     CHECK_NEAR(facts.class_weight[1] * sum[1] * facts.group_scale, 1, 1e-15);
     CHECK_NEAR(facts.class_weight[0] * sum[0] * facts.group_scale, 1, 1e-15);
 
+    struct completion_data alike[2 * GROUPS];
+    for (int s = 0; s < 2 * GROUPS; s++)
+        alike[s] = (struct completion_data){.reference = -20, .desirable = 1};
+    dataset.data = alike; /* a class without a completion */
+    statistics_batch(&facts, &bco, &dataset, members, sums, &running, &after, adjusted);
+    CHECK(facts.class_weight[0] == 1);
+    dataset.data = data;
+
     double known[2 * GROUPS];
     struct objective kto = objective_of(LOSS_KTO, WEIGHTING_NONE);
     CHECK(selection_mismatch(&dataset.mismatched, &dataset.groups) == STATUS_OK);
@@ -188,6 +270,14 @@ static void means(void)
         statistics_kl(&facts, &kto, &dataset, members, sums);
         CHECK(facts.kl == (sign > 0 ? 4.5 : 0)); /* an estimate below zero is none */
     }
+    /* What is not finite must not pass for an estimate of zero. */
+    double held = known[3], broken[] = {NAN, INFINITY, -INFINITY};
+    for (int i = 0; i < 3; i++) {
+        known[3] = broken[i];
+        statistics_kl(&facts, &kto, &dataset, members, sums);
+        CHECK(isnan(facts.kl));
+    }
+    known[3] = held;
     /* A batch of two groups: their completions alone count. */
     statistics_kl(&facts, &kto, &dataset, (struct members){all + 2, 2}, sums);
     CHECK(facts.kl == 6.5);
@@ -210,6 +300,8 @@ static void scales(void)
 int main(void)
 {
     leaving_out();
+    scored();
+    forms();
     mismatched();
     sorted();
     means();
