@@ -44,26 +44,23 @@ enum status dataset_score(struct engine *engine, struct dataset *dataset, int64_
     return status;
 }
 
-/* Log-probabilities of the reference model, mismatched ones included. */
-static enum status score_reference(struct engine *engine, struct dataset *dataset,
-                                   const struct report *report)
+enum status dataset_reference(struct engine *engine, struct dataset *dataset, int64_t first, int64_t steps,
+                              int64_t micro, const struct report *report)
 {
-    const struct settings *settings = engine->settings;
-    int64_t steps = order_steps_per_epoch(&dataset->order), micro = settings->per_device_eval_batch_size;
-    int64_t count = dataset->groups.completion_count;
-    char fingerprint[65];
-    TRY(engine_load(engine, settings->ref_model_name_or_path, fingerprint, NULL));
-    struct completion_sums *sums = allocate(count, sizeof *sums); /* as many are mismatched */
+    const struct objective *objective = &engine->settings->objective;
+    int64_t count = dataset->groups.completion_count; /* as many are mismatched */
+    struct completion_sums *sums = allocate(count, sizeof *sums);
     enum status status =
-        engine_score(engine, &dataset->order, 0, steps, micro, report, "reference", sums, NULL);
-    for (int64_t s = 0; s < count; s++)
-        dataset->data[s].reference = objective_logp(&settings->objective, &sums[s]);
+        engine_score(engine, &dataset->order, first, steps, micro, report, "reference", sums, NULL);
+    for (int64_t s = 0; s < count && status == STATUS_OK; s++)
+        if (sums[s].count) dataset->data[s].reference = objective_logp(objective, &sums[s]);
     if (status == STATUS_OK && dataset->mismatched.group_count) {
-        status = engine_score(engine, &dataset->mismatched_order, 0, steps, micro, report, "reference", sums,
-                              NULL);
-        dataset->mismatched_reference = allocate(count, sizeof *dataset->mismatched_reference);
-        for (int64_t s = 0; s < count; s++)
-            dataset->mismatched_reference[s] = objective_logp(&settings->objective, &sums[s]);
+        double **reference = &dataset->mismatched_reference;
+        if (!*reference) *reference = allocate(count, sizeof **reference);
+        status = engine_score(engine, &dataset->mismatched_order, first, steps, micro, report, "reference",
+                              sums, NULL);
+        for (int64_t s = 0; s < count && status == STATUS_OK; s++)
+            if (sums[s].count) (*reference)[s] = objective_logp(objective, &sums[s]);
     }
     free(sums);
     return status;
@@ -112,7 +109,11 @@ static enum status evaluate_groups(struct engine *engine, const struct report *r
     char fingerprint[65];
     struct tally tally;
     dataset_plan(dataset, settings->per_device_eval_batch_size * engine->comm->size, 0, false);
-    if (known) TRY(score_reference(engine, dataset, report));
+    if (known) {
+        TRY(engine_load(engine, settings->ref_model_name_or_path, fingerprint, NULL));
+        TRY(dataset_reference(engine, dataset, 0, order_steps_per_epoch(&dataset->order),
+                              settings->per_device_eval_batch_size, report));
+    }
     TRY(engine_load(engine, settings->model_name_or_path, fingerprint, NULL));
     struct completion_sums *sums = allocate(dataset->groups.completion_count, sizeof *sums);
     enum status status = dataset_score(engine, dataset, settings->per_device_eval_batch_size, report, "eval",

@@ -20,6 +20,12 @@ struct evaluation {
     int64_t metric_count;
 };
 
+/* Collective. References of the groups of steps first .. first+steps-1 of a dataset that is planned, under
+ * the parameters that the engine holds, the mismatched ones included; those of other groups stay. report may
+ * be NULL. */
+enum status dataset_reference(struct engine *engine, struct dataset *dataset, int64_t first, int64_t steps,
+                              int64_t micro, const struct report *report);
+
 /* Collective. Sums [S] (out) of a dataset that is planned, and the tally (out) of its objective as of one
  * batch: on every rank alike. known: its references are there; running: the mean of rewards so far, which
  * evaluation does not move. */

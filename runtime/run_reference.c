@@ -1,6 +1,7 @@
 /* The reference's log-probabilities of a run: computed before the first step or read from the run folder, and
  * again whenever a reference that follows the policy has moved. */
 #include "runtime/clock.h"
+#include "runtime/evaluate.h"
 #include "runtime/files.h"
 #include "runtime/reference.h"
 #include "runtime/run.h"
@@ -69,7 +70,7 @@ static enum status reference_for(struct run *run, struct order *order, int64_t s
     return status;
 }
 
-/* Of a dataset's completions, and of the mismatched ones where there are any; files: their names. */
+/* Of a dataset's completions, and of the mismatched ones where there are any. */
 static enum status reference_of(struct run *run, struct dataset *dataset, int64_t steps, int64_t micro,
                                 const char *fingerprint, const char *file, const char *mismatched_file)
 {
@@ -108,25 +109,12 @@ enum status run_reference(struct run *run, const char *fingerprint)
 
 /* -- a reference that follows ----------------------------------------------------------------- */
 
-/* Log-probabilities of the groups of `steps` steps from `first` on under what the engine holds; the others
- * stay. */
 static enum status score_again(struct run *run, struct dataset *dataset, int64_t first, int64_t steps,
                                int64_t micro)
 {
-    const struct objective *objective = &run->settings->objective;
-    int64_t count = dataset->groups.completion_count; /* as many are mismatched */
-    struct completion_sums *sums = allocate(count, sizeof *sums);
-    enum status status = engine_score(&run->engine, &dataset->order, first, steps, micro, run->report,
-                                      "reference", sums, NULL);
-    for (int64_t s = 0; s < count && status == STATUS_OK; s++)
-        if (sums[s].count) dataset->data[s].reference = objective_logp(objective, &sums[s]);
-    if (status == STATUS_OK && dataset->mismatched.group_count) {
-        status = engine_score(&run->engine, &dataset->mismatched_order, first, steps, micro, run->report,
-                              "reference", sums, NULL);
-        for (int64_t s = 0; s < count && status == STATUS_OK; s++)
-            if (sums[s].count) dataset->mismatched_reference[s] = objective_logp(objective, &sums[s]);
-    }
-    free(sums);
+    follower_swap(&run->follower);
+    enum status status = dataset_reference(&run->engine, dataset, first, steps, micro, run->report);
+    follower_swap(&run->follower);
     return status;
 }
 
@@ -140,10 +128,7 @@ enum status run_reference_again(struct run *run)
     run->eval_reference_is_old = true;
     int64_t steps = steps_until_sync(run, moved);
     if (steps <= 0) return STATUS_OK;
-    follower_swap(&run->follower);
-    enum status status = score_again(run, &run->train, moved, steps, settings->per_device_train_batch_size);
-    follower_swap(&run->follower);
-    return status;
+    return score_again(run, &run->train, moved, steps, settings->per_device_train_batch_size);
 }
 
 enum status run_sync_reference(struct run *run)
@@ -155,10 +140,8 @@ enum status run_sync_reference(struct run *run)
 enum status run_eval_reference(struct run *run)
 {
     if (!run->eval_reference_is_old) return STATUS_OK;
-    follower_swap(&run->follower);
-    enum status status = score_again(run, &run->eval, 0, order_steps_per_epoch(&run->eval.order),
-                                     run->settings->per_device_eval_batch_size);
-    follower_swap(&run->follower);
-    if (status == STATUS_OK) run->eval_reference_is_old = false;
-    return status;
+    TRY(score_again(run, &run->eval, 0, order_steps_per_epoch(&run->eval.order),
+                    run->settings->per_device_eval_batch_size));
+    run->eval_reference_is_old = false;
+    return STATUS_OK;
 }

@@ -4,6 +4,7 @@
 
 #include "kernels/bfloat.h"
 #include "kernels/require.h"
+#include "runtime/evaluate.h"
 #include "runtime/step.h"
 
 #include <stdlib.h>
@@ -52,26 +53,6 @@ static inline void trial_make_up(struct trial *trial)
     free(piece);
 }
 
-/* The reference's log-probabilities of everything, with the model that is loaded. */
-static inline void trial_score(struct trial *trial, int64_t micro)
-{
-    struct dataset *dataset = &trial->dataset;
-    const struct objective *objective = &trial->engine.settings->objective;
-    int64_t completions = dataset->groups.completion_count, steps = order_steps_per_epoch(&dataset->order);
-    struct completion_sums *sums = allocate(completions, sizeof *sums);
-    must(engine_score(&trial->engine, &dataset->order, 0, steps, micro, NULL, "reference", sums, NULL));
-    for (int64_t i = 0; i < completions; i++)
-        dataset->data[i].reference = objective_logp(objective, &sums[i]);
-    if (dataset->mismatched.group_count) {
-        must(engine_score(&trial->engine, &dataset->mismatched_order, 0, steps, micro, NULL, "reference",
-                          sums, NULL));
-        dataset->mismatched_reference = allocate(completions, sizeof(double));
-        for (int64_t i = 0; i < completions; i++)
-            dataset->mismatched_reference[i] = objective_logp(objective, &sums[i]);
-    }
-    free(sums);
-}
-
 /* Steps of `batch` groups of the file in micro-batches of `micro`. reference_model: folder; the reference's
  * log-probabilities of all groups are computed with it, and settings->model_name_or_path is loaded then.
  * NULL: made-up weights, and a reference of 0. */
@@ -94,7 +75,8 @@ static inline void trial_open(struct trial *trial, const struct settings *settin
 
     if (reference_model) {
         trial_load(trial, reference_model);
-        trial_score(trial, micro);
+        must(dataset_reference(e, &trial->dataset, 0, order_steps_per_epoch(&trial->dataset.order), micro,
+                               NULL));
         trial_load(trial, settings->model_name_or_path);
     } else {
         trial_make_up(trial);
